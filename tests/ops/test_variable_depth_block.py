@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import IDS, SHAPES, assert_as_good_as_eager, gradients, random_masks
+from torch.utils.flop_counter import FlopCounterMode
+
+from tzn import ops
+from tzn.ops import BlockWeights
+
+WIDTH, HEADS, HIDDEN = 8, 2, 20
+
+
+def _weights(window, dtype=torch.float64, width=WIDTH, hidden=HIDDEN):
+    torch.manual_seed(1)
+    r = lambda *s: 0.5 * torch.randn(*s, dtype=dtype)  # noqa: E731
+    return BlockWeights(
+        1 + r(width), r(width), r(width, width), r(width), r(2 * width, width), r(2 * width), r(HEADS, window),
+        r(width, width), r(width), 1 + r(width), r(width), r(hidden, width), r(hidden), r(width, hidden), r(width),
+    )  # fmt: skip
+
+
+def _dense(x, gate, w, mask):
+    """The formula of DESIGN section 2 with everything computed and then gated."""
+    batch, steps, width = x.shape
+    window = w.position_bias.shape[1]
+    split = lambda t: t.view(batch, steps, HEADS, width // HEADS).transpose(1, 2)  # noqa: E731
+    n = F.layer_norm(x, (width,), w.norm1_weight, w.norm1_bias)
+    q, (k, v) = F.linear(n, w.query_weight, w.query_bias), F.linear(n, w.key_value_weight, w.key_value_bias).chunk(2, -1)
+    offset = torch.arange(steps)[None, :] - torch.arange(steps)[:, None]
+    allowed = (offset.abs() <= window // 2)[None] & mask[:, None, :]
+    scores = split(q) @ split(k).transpose(-1, -2) / (width // HEADS) ** 0.5
+    scores = scores + w.position_bias[:, (offset + window // 2).clamp(0, window - 1)]
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    weights = scores.masked_fill(~allowed[:, None], -1e30).softmax(-1).to(x.dtype)
+    attended = (weights @ split(v)).transpose(1, 2).reshape(batch, steps, width)
+    g = (gate * mask).unsqueeze(-1).to(x.dtype)
+    y = x + g * F.linear(attended, w.output_weight, w.output_bias)
+    n = F.layer_norm(y, (width,), w.norm2_weight, w.norm2_bias)
+    return y + g * F.linear(F.gelu(F.linear(n, w.up_weight, w.up_bias)), w.down_weight, w.down_bias)
+
+
+def _case(batch, steps, active, lengths, dtype=torch.float64):
+    torch.manual_seed(2)
+    mask, query = random_masks(batch, steps, active, lengths)
+    return torch.randn(batch, steps, WIDTH, dtype=dtype), torch.rand(batch, steps).to(dtype) * query, mask
+
+
+@pytest.mark.parametrize(("name", "batch", "steps", "window", "active", "lengths"), SHAPES, ids=IDS)
+def test_equals_the_dense_formula(name, batch, steps, window, active, lengths):
+    x, gate, mask = _case(batch, steps, active, lengths)
+    weights = _weights(window)
+    out = ops.variable_depth_block(x, gate, weights, mask=mask)
+    torch.testing.assert_close(out, _dense(x, gate, weights, mask), rtol=1e-11, atol=1e-11)
+    inactive = ~((gate > 0) & mask)
+    assert torch.equal(out[inactive], x[inactive])  # bit for bit
+
+
+def test_gate_one_is_the_ordinary_block_exactly():
+    x, _, mask = _case(2, 50, 1.0, (50, 31))
+    weights = _weights(7)
+    ones = torch.ones(2, 50, dtype=x.dtype)
+    assert torch.equal(
+        ops.variable_depth_block(x, ones, weights, mask=mask), ops.variable_depth_block(x, None, weights, mask=mask)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("active", [1.0, 0.25])
+def test_error_is_at_most_twice_that_of_eager(dtype, active):
+    x, gate, mask = _case(2, 97, active, (97, 60), dtype)
+    weights = BlockWeights(*(w.to(dtype) for w in _weights(19)))
+    exact = _dense(x.double(), gate.double(), BlockWeights(*(w.double() for w in weights)), mask)
+    given = ops.variable_depth_block(x, gate, weights, mask=mask)
+    assert_as_good_as_eager(given, _dense(x, gate, weights, mask), exact)
+
+
+def test_gradients_to_input_gate_and_every_weight():
+    x, gate, mask = _case(2, 37, 0.4, (37, 12))
+    weights = _weights(7)
+    inputs = (x, gate, *weights)
+    given = gradients(lambda x, g, *w: ops.variable_depth_block(x, g, BlockWeights(*w), mask=mask), inputs)
+    wanted = gradients(lambda x, g, *w: _dense(x, g, BlockWeights(*w), mask), inputs)
+    active = (gate > 0) & mask
+    wanted[1] = wanted[1] * active  # the op cannot see inactive gates; the dense formula can
+    for a, b in zip(given, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_gradcheck_through_the_depth_itself():
+    torch.manual_seed(3)
+    x = torch.randn(1, 6, WIDTH, dtype=torch.float64, requires_grad=True)
+    tau = torch.tensor([[0.05, 0.9, 0.4, 0.55, 0.7, 0.3]], dtype=torch.float64, requires_grad=True)
+    weights = _weights(3)
+
+    def run(x, tau):
+        gates = ops.depth_gates(tau, 2)
+        for layer in range(2):
+            x = ops.variable_depth_block(x, gates[..., layer], weights)
+        return x
+
+    assert torch.autograd.gradcheck(run, (x, tau))
+
+
+def test_is_continuous_in_tau_where_a_layer_switches_on():
+    x, _, mask = _case(1, 30, 1.0, None)
+    weights = _weights(5)
+    tau = torch.full((1, 30), 0.5, dtype=torch.float64)
+    below, above = (
+        ops.variable_depth_block(x, ops.depth_gates(tau + shift, 2)[..., 1], weights, mask=mask) for shift in (0.0, 1e-9)
+    )
+    assert torch.equal(below, x)
+    assert (above - below).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_multiply_adds_follow_the_active_tokens(share):
+    steps, width, hidden = 512, 32, 128
+    x, weights = torch.randn(1, steps, width), _weights(19, torch.float32, width, hidden)
+    active = int(share * steps)
+    gate = (torch.arange(steps) < active).float()[None]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ops.variable_depth_block(x, gate, weights)
+    halo = active + 9
+    projections = 2 * active * width**2 + 2 * halo * width**2 + 2 * active * width * hidden
+    tiles = -(-active // 32) * 32 * (32 + 18) * 2 * width
+    assert counter.get_total_flops() == pytest.approx(2 * (projections + tiles), rel=0.02)
+
+
+def test_batch_with_padding_equals_one_at_a_time():
+    x, gate, mask = _case(2, 45, 0.5, (45, 20))
+    weights = _weights(9)
+    together = ops.variable_depth_block(x, gate, weights, mask=mask)
+    alone = ops.variable_depth_block(x[1:, :20], gate[1:, :20], weights)
+    torch.testing.assert_close(together[1:, :20], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_non_contiguous_input_is_left_alone():
+    x, gate, mask = _case(2, 21, 0.5, None)
+    view = x.transpose(0, 1).contiguous().transpose(0, 1)
+    before, weights = view.clone(), _weights(5)
+    out = ops.variable_depth_block(view, gate, weights, mask=mask)
+    assert torch.equal(view, before) and out.data_ptr() != view.data_ptr()
+    torch.testing.assert_close(out, ops.variable_depth_block(x, gate, weights, mask=mask), rtol=0, atol=1e-13)
+
+
+def test_autocast_keeps_the_residual_stream_in_float32():
+    x, gate, mask = _case(1, 40, 0.5, None, torch.float32)
+    weights = BlockWeights(*(w.float() for w in _weights(7)))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.variable_depth_block(x, gate, weights, mask=mask)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, ops.variable_depth_block(x, gate, weights, mask=mask), rtol=0.1, atol=0.3)
+
+
+def test_registered_op_passes_opcheck():
+    x, gate, mask = _case(2, 11, 0.5, (11, 6), torch.float32)
+    weights = [w.float().requires_grad_() for w in _weights(5)]
+    torch.library.opcheck(
+        torch.ops.tzn.variable_depth_block.default, (x.requires_grad_(), gate.requires_grad_(), weights, mask)
+    )
+
+
+def test_compiles_to_one_graph_and_exports():
+    x, gate, mask = _case(2, 20, 0.5, (20, 9), torch.float32)
+    weights = BlockWeights(*(w.float() for w in _weights(5)))
+
+    class Block(torch.nn.Module):
+        def forward(self, x, gate):
+            return ops.variable_depth_block(x, gate, weights, mask=mask)
+
+    block = Block()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradients(compiled, (x, gate)), gradients(block, (x, gate)), strict=True):
+        torch.testing.assert_close(a, b)
+    exported = torch.export.export(block, (x, gate))
+    torch.testing.assert_close(exported.module()(x, gate), block(x, gate))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(3, 8)}, "x: got shape"),
+        ({"gate": torch.full((1, 10), -0.1)}, "gate: got a negative"),
+        ({"gate": torch.full((1, 10), float("nan"))}, "gate: got a negative or NaN"),
+        ({"gate": torch.zeros(1, 9)}, "gate: got shape"),
+        ({"mask": torch.zeros(1, 10)}, "mask: got torch.float32"),
+    ],
+    ids=["x-shape", "negative-gate", "nan-gate", "gate-shape", "mask-dtype"],
+)
+def test_clear_errors(change, message):
+    given = {"x": torch.zeros(1, 10, WIDTH), "gate": torch.ones(1, 10), "mask": None} | change
+    weights = BlockWeights(*(w.float() for w in _weights(5)))
+    with pytest.raises(ValueError, match=message):
+        ops.variable_depth_block(given["x"], given["gate"], weights, mask=given["mask"])

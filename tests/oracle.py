@@ -1,0 +1,59 @@
+"""Shared by the op tests: awkward shapes, random inputs, and one error policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# (name, B, T, window, share of active tokens, valid lengths or None)
+SHAPES = [
+    ("one-step", 1, 1, 3, 1.0, None),
+    ("window-one-is-pointwise", 1, 9, 1, 0.5, None),
+    ("window-wider-than-recording", 2, 5, 19, 1.0, None),
+    ("prime-length", 1, 97, 19, 0.3, None),
+    ("exactly-one-tile", 1, 32, 5, 1.0, None),
+    ("one-past-a-tile", 2, 33, 5, 0.5, (33, 7)),
+    ("no-active-token", 2, 40, 7, 0.0, None),
+    ("one-active-token", 1, 70, 7, "one", None),
+    ("all-padded-recording", 2, 40, 7, 0.6, (40, 0)),
+    ("empty-batch", 0, 12, 7, 0.5, None),
+    ("empty-recording", 1, 0, 7, 0.5, None),
+]
+IDS = [shape[0] for shape in SHAPES]
+
+
+def random_masks(batch: int, steps: int, active: float | str, lengths: tuple[int, ...] | None, seed: int = 0):
+    """(mask, query mask), both ``[B, T]`` bool."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(batch, steps, dtype=torch.bool)
+    if lengths is not None:
+        mask = torch.arange(steps)[None] < torch.tensor(lengths)[:, None]
+    if active == "one":
+        query = torch.zeros(batch, steps, dtype=torch.bool)
+        query[:, steps // 2] = True
+    else:
+        query = torch.rand(batch, steps, generator=generator) < active
+    return mask, query
+
+
+def assert_as_good_as_eager(given: Tensor, eager: Tensor, exact: Tensor, slack: float = 2.0) -> None:
+    """The error against the float64 result is at most ``slack`` times that of eager PyTorch in the same dtype.
+
+    A floor of a few units in the last place of the largest value keeps lucky exact results from failing others.
+    """
+    floor = 4 * torch.finfo(given.dtype).eps * exact.abs().max().item() if exact.numel() else 0.0
+    error = (given.double() - exact).abs().max().item() if exact.numel() else 0.0
+    bound = slack * (eager.double() - exact).abs().max().item() if exact.numel() else 0.0
+    assert error <= max(bound, floor), f"error {error:.3g} exceeds {slack} x eager's, bound {max(bound, floor):.3g}"
+
+
+def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], seed: int = 1) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(out.dtype)
+    return [
+        torch.zeros_like(x) if g is None else g
+        for x, g in zip(leaves, torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True), strict=True)
+    ]

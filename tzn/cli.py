@@ -1,0 +1,309 @@
+"""The ``tzn`` command: parses arguments, calls the package, prints results. Exit code 0: done, 2: a clear error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tzn import __version__
+from tzn.errors import TznError
+
+OVERRIDES = "settings that replace those of the configuration, e.g. training.epochs=10 inference.nms=hard"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``tzn`` command."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except TznError as error:
+        print(f"tzn {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"tzn {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tzn",
+        description="Find actions in untrimmed recordings: (start, end, class, score) from feature sequences.",
+        epilog="Start with 'tzn demo --out demo', then 'tzn data check FOLDER' on your own data. "
+        "'tzn COMMAND --help' explains each command with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"tzn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_train, _add_eval, _add_predict, _add_score, _add_data, _add_plot, _add_info):
+        add(commands)
+    return parser
+
+
+def _command(commands, name: str, run, help: str, example: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    parser = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_demo(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "demo", _demo, "train, evaluate and run a small model on synthetic recordings", "tzn demo --out demo"
+    )
+    p.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, model, predictions and pictures")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+
+
+def _demo(o: argparse.Namespace) -> None:
+    from tzn.demo import run_demo
+
+    run_demo(o.out, o.overrides)
+
+
+def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "train", _train, "train a localizer",
+        "tzn train configs/hapt.yaml --data hapt --out runs/hapt training.epochs=10\n"
+        "several processes: torchrun --nproc-per-node=2 -m tzn train …",
+    )  # fmt: skip
+    p.add_argument("config", type=Path, help="YAML configuration, see configs/")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    p.add_argument("--data", type=Path, required=True, help="folder with annotations.json and features/")
+    p.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the configuration)")
+    p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    _add_device(p, "auto")
+    p.add_argument("--devices", type=int, help="devices per machine (default: all that torchrun started, else one)")
+    p.add_argument("--num-nodes", type=int, default=1, help="machines")
+    p.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def _train(o: argparse.Namespace) -> None:
+    from tzn.config_loading import load_config
+    from tzn.training import train
+
+    out = o.out or Path("runs") / o.config.stem
+    best = train(
+        load_config(o.config, o.overrides), o.data, out, resume=o.resume, accelerator=o.device, devices=o.devices,
+        num_nodes=o.num_nodes, progress=not o.no_progress,
+    )  # fmt: skip
+    print(f"checkpoint: {best}\nnext: tzn eval {best} --data {o.data}")
+
+
+def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "eval", _eval, "score a trained localizer on a split of a data folder",
+        "tzn eval runs/hapt --data hapt --budget trained --budget 1",
+    )  # fmt: skip
+    p.add_argument("checkpoint", type=Path, help="checkpoint, or the folder of a run")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    p.add_argument("--data", type=Path, required=True, help="folder with annotations.json and features/")
+    p.add_argument("--split", choices=("test", "validation", "train"), default="test")
+    p.add_argument(
+        "--budget", action="append", default=None, metavar="DEPTH",
+        help="mean depth in (0, 1] to run at, or 'trained' (default); repeat to compare",
+    )  # fmt: skip
+    p.add_argument("--out", type=Path, help="folder for predictions.json and report.json of the first budget")
+    p.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    _add_device(p, "cpu")
+
+
+def _eval(o: argparse.Namespace) -> None:
+    from tzn.evaluation.comparison import comparison_table
+    from tzn.inference.detections import write_predictions
+    from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
+
+    checkpoint, config = _load(o.checkpoint, o.overrides)
+    results = {}
+    for budget in o.budget or ["trained"]:
+        results[budget] = evaluate_checkpoint(
+            checkpoint, o.data, split=o.split, config=config, budget=_budget(budget), device=o.device,
+            progress=not o.json,
+        )  # fmt: skip
+    first = next(iter(results.values()))
+    if o.out:
+        write_predictions(o.out / "predictions.json", first.detections, checkpoint.classes)
+        _write_json(o.out / "report.json", {name: r.to_dict() for name, r in results.items()})
+    if o.json:
+        print(json.dumps({name: r.to_dict() for name, r in results.items()}))
+        return
+    print(first.report.table())
+    print(comparison_table({f"depth {name}": r.to_dict() for name, r in results.items()}))
+
+
+def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "predict", _predict, "localize actions in feature files",
+        "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json",
+    )  # fmt: skip
+    p.add_argument("checkpoint", type=Path, help="checkpoint, or the folder of a run")
+    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".npy/.npz feature files or folders of them")
+    p.add_argument("--out", type=Path, required=True, help="predictions.json, .csv, or a folder for --format srt")
+    p.add_argument("--format", choices=("json", "csv", "srt"), help="default: by the suffix of --out")
+    p.add_argument("--fps", type=float, help="raw frames per second, where the configuration does not fix it")
+    p.add_argument("--budget", type=float, help="mean depth in (0, 1] to run at")
+    p.add_argument("--traces", type=Path, help="folder for distance and depth curves, for 'tzn plot'")
+    p.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDES)
+    _add_device(p, "cpu")
+
+
+def _predict(o: argparse.Namespace) -> None:
+    import dataclasses
+
+    from tzn.errors import ConfigError
+    from tzn.inference.predict import predict_files
+
+    checkpoint, config = _load(o.checkpoint, o.overrides)
+    try:
+        settings = dataclasses.replace(config.inference, budget=o.budget or config.inference.budget)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    fmt = o.format or {".csv": "csv", ".srt": "srt"}.get(o.out.suffix, "json")
+    found = predict_files(
+        checkpoint, o.inputs, o.out, fmt=fmt, fps=o.fps, inference=settings, traces=o.traces, device=o.device
+    )
+    print(f"{sum(len(d.scores) for d in found.values())} detections in {len(found)} recordings: {o.out}")
+
+
+def _add_score(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "score", _score, "score a predictions file against annotations (mAP at tIoU, recall)",
+        "tzn score predictions.json annotations.json --split test --tiou 0.3:0.7:0.1 --json",
+    )  # fmt: skip
+    p.add_argument("predictions", type=Path, help="ActivityNet JSON, plain or .gz")
+    p.add_argument("annotations", type=Path, help="ActivityNet/ActionFormer JSON, plain or .gz")
+    p.add_argument("--split", default="test", help="subset name in the annotations, case-insensitive")
+    p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds: first:last:step or a comma list")
+    p.add_argument("--top-k", default="1,5", help="multiples x of Recall@kx")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _score(o: argparse.Namespace) -> None:
+    from tzn.errors import DataError
+    from tzn.evaluation.scoring import parse_tiou, score_files
+
+    try:
+        top_k = tuple(int(k) for k in o.top_k.split(","))
+    except ValueError:
+        raise DataError(f"--top-k {o.top_k!r}: expected positive integers such as 1,5") from None
+    result = score_files(o.predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k)
+    for line in result.pop("warnings"):
+        print(f"warning: {line}", file=sys.stderr)
+    if o.json:
+        print(json.dumps(result))
+        return
+    for tiou, value in zip(result["tiou"], result["mAP"], strict=True):
+        print(f"mAP@{tiou:g}  {100 * value:6.2f}")
+    print(f"average  {100 * result['average_mAP']:6.2f}")
+
+
+def _add_data(commands) -> None:  # type: ignore[no-untyped-def]
+    data = commands.add_parser("data", help="look at a data folder", description="Look at a data folder.")
+    inner = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    p = _command(
+        inner, "check", _data_check, "count, validate, and suggest strides, levels and regression ranges",
+        "tzn data check hapt --config configs/hapt.yaml",
+    )  # fmt: skip
+    p.add_argument("folder", type=Path, help="folder with annotations.json and features/, or an annotation file")
+    p.add_argument("--config", type=Path, help="configuration whose data section describes the folder")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _data_check(o: argparse.Namespace) -> None:
+    from tzn.config import DataConfig
+    from tzn.config_loading import load_config
+    from tzn.data.check import check_dataset
+
+    config = load_config(o.config, o.overrides) if o.config else None
+    report = check_dataset(
+        o.folder, config.data if config else DataConfig(), input_dim=config.model.input_dim if config else None
+    )
+    print(json.dumps(report.to_dict()) if o.json else report.text())
+
+
+def _add_plot(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "plot", _plot, "draw a timeline of recordings, or plots of a whole split",
+        "tzn plot annotations.json --predictions predictions.json --traces traces --recording exp03_user02 --out plots\n"
+        "tzn plot annotations.json --predictions predictions.json --split test --out plots",
+    )  # fmt: skip
+    p.add_argument("annotations", type=Path, help="ActivityNet/ActionFormer JSON, plain or .gz")
+    p.add_argument("--predictions", type=Path, help="from 'tzn predict' or 'tzn eval --out'")
+    p.add_argument("--traces", type=Path, help="folder from 'tzn predict --traces'")
+    p.add_argument("--recording", action="append", help="draw the timeline of this recording; repeat for several")
+    p.add_argument("--split", default="test", help="subset for the plots of a whole split")
+    p.add_argument("--window", help="start,end in seconds: draw only this part of a timeline")
+    p.add_argument("--format", choices=("png", "svg"), default="png")
+    p.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+
+
+def _plot(o: argparse.Namespace) -> None:
+    from tzn.visualization.pictures import plot_files
+
+    for path in plot_files(
+        o.annotations, o.out, predictions=o.predictions, traces=o.traces, recordings=o.recording, split=o.split,
+        window=o.window, suffix=o.format,
+    ):  # fmt: skip
+        print(path)
+
+
+def _add_info(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(commands, "info", _info, "versions, back ends and devices", "tzn info --json")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _info(o: argparse.Namespace) -> None:
+    from tzn.info import collect_info
+
+    info = collect_info()
+    if o.json:
+        print(json.dumps(info))
+        return
+    for section, values in info.items():
+        print(section)
+        for name, value in values.items():
+            print(f"  {name}: {value}")
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--device", default=default, help=f"cpu, cuda, … (default: {default})")
+
+
+def _load(path: Path, overrides: Sequence[str]):  # type: ignore[no-untyped-def]
+    """Checkpoint and its configuration with overrides; a run folder stands for its best, else last, checkpoint."""
+    from tzn.config_loading import config_from_dict, override_config
+    from tzn.models.checkpoint import load_checkpoint, run_checkpoint
+
+    checkpoint = load_checkpoint(run_checkpoint(path))
+    return checkpoint, override_config(config_from_dict(checkpoint.config), overrides)
+
+
+def _budget(text: str) -> float | None:
+    from tzn.errors import ConfigError
+
+    if text == "trained":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise ConfigError(f"--budget {text}: expected 'trained' or a mean depth in (0, 1]")
+    return value
+
+
+def _write_json(path: Path, content: object) -> None:
+    from tzn.files import atomic_write
+
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The experiment configuration: what a YAML file under ``configs/`` may say, as dataclasses.
+
+Reading YAML and command-line overrides into these classes is :mod:`tzn.config_loading`'s work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tzn.models.config import TemporalZoomNetConfig
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where recordings lie and how a feature step maps to seconds.
+
+    Step ``i`` covers raw frames ``[i * feat_stride, i * feat_stride + num_frames)``; its centre is at
+    ``(i * feat_stride + 0.5 * num_frames) / fps`` seconds.
+
+    Attributes:
+        annotations: annotation file, relative to the data folder (``.json`` or ``.json.gz``).
+        features: folder of feature files, relative to the data folder.
+        file_prefix: put before the recording id in feature file names.
+        file_suffix: ``.npy`` or ``.npz``.
+        npz_key: array name inside ``.npz`` files.
+        feat_stride: raw frames from one feature step to the next.
+        num_frames: raw frames that one feature step sees.
+        fps: raw frames per second; ``None`` takes each recording's own from the annotations.
+        fixed_length: resize every recording's features linearly to this many steps (ActivityNet practice).
+        train_subset: subset name of the training recordings (case-insensitive).
+        test_subset: subset name of the test recordings.
+        validation: glob patterns of recording ids held out of ``train_subset`` for validation.
+        single_class: replace all labels by one class "action" (ActivityNet practice, external classes).
+        max_length: training crops are at most this many steps.
+        crop_ratio: random crops keep this share (low, high) of recordings not longer than ``max_length``.
+        trunc_thresh: a cropped segment stays when at least this share of its length is inside.
+        noise: standard deviation of Gaussian noise added to standardised features in training.
+        gain: standard deviation of a random per-channel log gain in training.
+        stretch: recordings are resampled in time by a factor in ``[1/(1+stretch), 1+stretch]`` in training.
+    """
+
+    annotations: str = "annotations.json"
+    features: str = "features"
+    file_prefix: str = ""
+    file_suffix: str = ".npy"
+    npz_key: str = "feats"
+    feat_stride: float = 1.0
+    num_frames: float = 1.0
+    fps: float | None = None
+    fixed_length: int | None = None
+    train_subset: str = "training"
+    test_subset: str = "test"
+    validation: tuple[str, ...] = ()
+    single_class: bool = False
+    max_length: int = 2304
+    crop_ratio: tuple[float, float] | None = (0.9, 1.0)
+    trunc_thresh: float = 0.5
+    noise: float = 0.0
+    gain: float = 0.0
+    stretch: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.file_suffix in (".npy", ".npz"), "data.file_suffix", self.file_suffix, "'.npy' or '.npz'")
+        _require(self.feat_stride > 0, "data.feat_stride", self.feat_stride, "a positive number of frames")
+        _require(self.num_frames >= 0, "data.num_frames", self.num_frames, "a number of frames >= 0")
+        _require(self.fps is None or self.fps > 0, "data.fps", self.fps, "frames per second > 0, or null")
+        _require(self.fixed_length is None or self.fixed_length > 1, "data.fixed_length", self.fixed_length, "> 1")
+        _require(self.max_length > 0, "data.max_length", self.max_length, "a positive number of steps")
+        if self.crop_ratio is not None:
+            low, high = self.crop_ratio
+            _require(0 < low <= high <= 1, "data.crop_ratio", self.crop_ratio, "0 < low <= high <= 1")
+        _require(0 <= self.trunc_thresh <= 1, "data.trunc_thresh", self.trunc_thresh, "a share in [0, 1]")
+        for name in ("noise", "gain", "stretch"):
+            _require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), ">= 0")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation recipe.
+
+    Attributes:
+        epochs: passes over the training recordings, warm-up included.
+        warmup_epochs: epochs of linear warm-up before the cosine decay.
+        batch_size: recordings per optimiser step over all devices and accumulation steps.
+        accumulate: micro-batches per optimiser step.
+        learning_rate, weight_decay: of AdamW; biases, norms, scales and position biases are not decayed.
+        clip_norm: global L2 gradient norm.
+        ema_decay: decay of the exponential average of the weights; 0 switches it off.
+        precision: Lightning precision, e.g. "32-true", "bf16-mixed", "16-mixed".
+        seed: seeds weights, order, crops and stochastic depth.
+        num_workers: data loader processes.
+        validate_every: epochs between validations (0: only at the end).
+        class_weight, offset_weight, boundary_weight, depth_weight: weights of the losses.
+        slope_weight: alpha, weight of the (slope - 1)^2 term inside the boundary loss.
+        boundary_loss: "laplace" (negative log-likelihood) or "l1" (the paper's form).
+        loss_norm: starting value of the running number of positive points that normalises the losses.
+        label_smoothing: of the focal loss.
+        center_radius: positive points lie within this many strides of a segment's centre.
+        target_depth: mean depth tau that the budget loss aims at (1 switches the budget loss off).
+        depth_warmup: share of training over which the target falls from 1 to ``target_depth``.
+    """
+
+    epochs: int = 35
+    warmup_epochs: int = 5
+    batch_size: int = 2
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "32-true"
+    seed: int = 0
+    num_workers: int = 0
+    validate_every: int = 5
+    class_weight: float = 1.0
+    offset_weight: float = 1.0
+    boundary_weight: float = 1.0
+    depth_weight: float = 1.0
+    slope_weight: float = 0.1
+    boundary_loss: str = "laplace"
+    loss_norm: float = 100.0
+    label_smoothing: float = 0.0
+    center_radius: float = 1.5
+    target_depth: float = 0.6
+    depth_warmup: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a positive integer")
+        _require(0 <= self.warmup_epochs < self.epochs, "training.warmup_epochs", self.warmup_epochs, "< training.epochs")
+        _require(
+            self.batch_size % self.accumulate == 0,
+            "training.accumulate",
+            self.accumulate,
+            f"a divisor of training.batch_size = {self.batch_size}",
+        )
+        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "> 0")
+        _require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "in [0, 1)")
+        _require(0 < self.target_depth <= 1, "training.target_depth", self.target_depth, "in (0, 1]")
+        _require(
+            self.boundary_loss in ("laplace", "l1"), "training.boundary_loss", self.boundary_loss, "'laplace' or 'l1'"
+        )
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """From network outputs to detections.
+
+    Attributes:
+        mode: "refine" (anchor-free segments snapped to boundary crossings), "pair" (start and end crossings
+            joined) or "anchor" (anchor-free segments as they are).
+        estimator: "vote_median", "vote_mean" or "crossing".
+        vote_window: W, steps on either side of a crossing that vote.
+        vote_correlation: correlation of the errors of neighbouring votes, in [0, 1]; standard errors of crossings grow by
+            ``sqrt(1 + 2 W * vote_correlation)``. One network's errors at neighbouring steps are nearly equal.
+        min_slope: an up-crossing counts when the field's slope there exceeds this.
+        snap_sigmas: a segment end snaps to a crossing within this many combined standard errors.
+        quality: exponent of the expected-overlap factor on the score (0: class score only).
+        budget: mean depth to run at (``None``: as trained).
+        pre_nms_thresh: candidates need a class score above this.
+        pre_nms_topk: best candidates kept per pyramid level.
+        duration_thresh: candidates need more than this length, in steps.
+        nms: "soft" (Gaussian), "linear", "hard" or "none".
+        multiclass: suppress each class on its own.
+        iou_threshold, min_score, max_segments, sigma, voting_thresh: of the suppression, see
+            :func:`tzn.ops.batched_nms`.
+        chunk: recordings longer than this many steps stream through in chunks with exact overlap.
+    """
+
+    mode: str = "refine"
+    estimator: str = "vote_median"
+    vote_window: int = 4
+    vote_correlation: float = 1.0
+    min_slope: float = 0.5
+    snap_sigmas: float = 3.0
+    quality: float = 0.0
+    budget: float | None = None
+    pre_nms_thresh: float = 0.001
+    pre_nms_topk: int = 2000
+    duration_thresh: float = 0.05
+    nms: str = "soft"
+    multiclass: bool = True
+    iou_threshold: float = 0.1
+    min_score: float = 0.001
+    max_segments: int = 200
+    sigma: float = 0.5
+    voting_thresh: float = 0.7
+    chunk: int = 16384
+
+    def __post_init__(self) -> None:
+        _require(self.mode in ("refine", "pair", "anchor"), "inference.mode", self.mode, "'refine', 'pair' or 'anchor'")
+        _require(
+            self.estimator in ("vote_median", "vote_mean", "crossing"),
+            "inference.estimator",
+            self.estimator,
+            "'vote_median', 'vote_mean' or 'crossing'",
+        )
+        _require(self.vote_window >= 1, "inference.vote_window", self.vote_window, ">= 1")
+        _require(0 <= self.vote_correlation <= 1, "inference.vote_correlation", self.vote_correlation, "in [0, 1]")
+        _require(self.budget is None or 0 < self.budget <= 1, "inference.budget", self.budget, "in (0, 1], or null")
+        _require(
+            self.nms in ("soft", "linear", "hard", "none"), "inference.nms", self.nms, "'soft', 'linear', 'hard' or 'none'"
+        )
+        _require(self.max_segments >= 1, "inference.max_segments", self.max_segments, ">= 1")
+        _require(self.chunk >= 256, "inference.chunk", self.chunk, ">= 256 steps")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What ``tzn eval`` reports.
+
+    Attributes:
+        tiou: tIoU thresholds of the average mAP.
+        top_k: multiples x of Recall@kx.
+        length_buckets: upper edges in seconds of the length buckets.
+        short_classes: class names reported together as "short".
+    """
+
+    tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    top_k: tuple[int, ...] = (1, 5)
+    length_buckets: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    short_classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for value in self.tiou:
+            _require(0 < value <= 1, "evaluation.tiou", value, "thresholds in (0, 1]")
+        for k in self.top_k:
+            _require(k >= 1, "evaluation.top_k", k, "positive integers")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that defines a run. ``model.input_dim`` and ``model.num_classes`` must fit the data."""
+
+    model: TemporalZoomNetConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

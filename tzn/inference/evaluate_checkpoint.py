@@ -1,0 +1,93 @@
+"""Evaluate a trained localizer: scores, boundary errors, depth and compute, at one or several depth budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tzn.config import ExperimentConfig
+from tzn.config_loading import config_from_dict
+from tzn.data.annotations import load_annotations
+from tzn.data.dataset import RecordingDataset, select_recordings
+from tzn.errors import DataError
+from tzn.evaluation.report import EvaluationReport, evaluate
+from tzn.inference.detections import Detections
+from tzn.inference.localize import candidates, suppress
+from tzn.inference.traces import trace_arrays
+from tzn.models.checkpoint import LoadedCheckpoint
+from tzn.profiling import count_multiply_adds
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointEvaluation:
+    """Result of one pass over a split at one depth budget."""
+
+    report: EvaluationReport
+    detections: dict[str, Detections]
+    traces: dict[str, dict[str, Any]]
+    mean_depth: float  # mean tau over all steps
+    gmac: float  # mean multiply-adds per recording, in 1e9
+    seconds: float  # median wall-clock time per recording, counting included
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.report.to_dict(),
+            "mean_depth": self.mean_depth,
+            "gmac_per_recording": self.gmac,
+            "median_seconds_per_recording": self.seconds,
+        }
+
+
+def evaluate_checkpoint(
+    checkpoint: LoadedCheckpoint,
+    data: Path,
+    *,
+    split: str = "test",
+    config: ExperimentConfig | None = None,
+    budget: float | None = None,
+    keep_traces: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> CheckpointEvaluation:
+    """Run the localizer over a split of the data folder and score it.
+
+    Args:
+        split: "test", "validation" or "train".
+        config: replaces the checkpoint's configuration (its model section is ignored).
+        budget: mean depth to run at; None: the configuration's own.
+    """
+    config = config or config_from_dict(checkpoint.config)
+    inference = config.inference if budget is None else dataclasses.replace(config.inference, budget=budget)
+    annotations = load_annotations(data / config.data.annotations, classes=_class_order(checkpoint, config))
+    recordings = select_recordings(annotations, config.data, split)
+    if not recordings:
+        raise DataError(f"{data}: no recordings in split {split!r}")
+    dataset = RecordingDataset(
+        annotations, recordings, data / config.data.features, config.data, input_dim=config.model.input_dim, training=False
+    )
+    model = checkpoint.model.to(device).eval()
+    found, traces, depth, steps, work, times = {}, {}, 0.0, 0, 0, []
+    for i in tqdm(range(len(dataset)), desc=f"eval {split}", unit="recording", disable=not progress):
+        example = dataset[i]
+        begin = time.perf_counter()
+        raw, count = count_multiply_adds(lambda e=example: candidates(model, e.features.to(device), inference))  # type: ignore[misc]
+        found[example.id] = suppress(raw, example.grid, example.duration, inference)
+        times.append(time.perf_counter() - begin)
+        work += count
+        depth += float(raw.trace.depth.sum())
+        steps += raw.trace.depth.numel()
+        if keep_traces:
+            traces[example.id] = trace_arrays(raw.trace, example.grid)
+    report = evaluate(recordings, found, checkpoint.classes, config.evaluation)
+    return CheckpointEvaluation(
+        report, found, traces, depth / max(steps, 1), work / len(dataset) / 1e9, statistics.median(times)
+    )
+
+
+def _class_order(checkpoint: LoadedCheckpoint, config: ExperimentConfig) -> tuple[str, ...] | None:
+    return None if config.data.single_class else checkpoint.classes

@@ -1,0 +1,99 @@
+"""Detections for feature files of a user's own recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tzn.config import DataConfig, InferenceConfig
+from tzn.config_loading import config_from_dict
+from tzn.data.dataset import resized_example
+from tzn.data.features import load_features
+from tzn.errors import DataError
+from tzn.inference.detections import Detections, write_predictions, write_srt_folder
+from tzn.inference.localize import localize
+from tzn.inference.traces import save_trace, trace_arrays
+from tzn.models.checkpoint import LoadedCheckpoint
+
+FORMATS = ("json", "csv", "srt")
+
+
+def predict_files(
+    checkpoint: LoadedCheckpoint,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    fmt: str = "json",
+    fps: float | None = None,
+    inference: InferenceConfig | None = None,
+    traces: Path | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> dict[str, Detections]:
+    """Localize actions in feature files and write them to ``out``; nothing is written unless every input is good.
+
+    Args:
+        checkpoint: from :func:`tzn.models.checkpoint.load_checkpoint`.
+        inputs: ``.npy``/``.npz`` files, or folders of them; the file name without suffix is the recording id.
+        out: ``.json``/``.csv`` file, or a folder with ``fmt="srt"`` (one subtitle file per recording).
+        fps: raw frames per second; needed where the checkpoint's configuration leaves it to the annotations.
+        inference: replaces the checkpoint's inference settings.
+        traces: folder for one ``.npz`` per recording with depth and distance fields, for ``tzn plot``.
+
+    Raises:
+        DataError: missing, empty or damaged file, wrong width, NaN, unknown frame rate, two inputs of one name.
+    """
+    config = config_from_dict(checkpoint.config)
+    data = with_fps(config.data, fps)
+    settings = inference or config.inference
+    files = feature_files(inputs, data.file_suffix)
+    model = checkpoint.model.to(device)
+    found: dict[str, Detections] = {}
+    saved = {}
+    for path in tqdm(files, desc="predict", unit="recording", disable=not progress or len(files) < 2):
+        features = load_features(path, config.model.input_dim, npz_key=data.npz_key)
+        example = resized_example(path.stem, torch.from_numpy(features), data)
+        name = path.stem.removeprefix(data.file_prefix)
+        found[name], trace = localize(model, example.features.to(device), example.grid, example.duration, settings)
+        if traces is not None:
+            saved[name] = trace_arrays(trace, example.grid)
+    for name, arrays in saved.items():
+        assert traces is not None
+        save_trace(traces, name, arrays)
+    if fmt == "srt":
+        write_srt_folder(out, found, checkpoint.classes)
+    else:
+        write_predictions(out, found, checkpoint.classes)
+    return found
+
+
+def with_fps(data: DataConfig, fps: float | None) -> DataConfig:
+    """The data settings with a frame rate."""
+    rate = fps or data.fps
+    if rate is None:
+        raise DataError("the checkpoint does not fix the frame rate (data.fps is null): add --fps FRAMES_PER_SECOND")
+    return dataclasses.replace(data, fps=rate)
+
+
+def feature_files(inputs: Sequence[Path], suffix: str) -> list[Path]:
+    """Files named, and those with ``suffix`` in folders named."""
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(path.glob(f"*{suffix}"))
+            if not inside:
+                raise DataError(f"{path}: no {suffix} files in this folder")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    names = [path.stem for path in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"two inputs are named {name!r}; recording ids must differ")
+    return files

@@ -1,0 +1,42 @@
+"""What ``tzn info`` shows: versions, back ends, devices."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from tzn import __version__
+from tzn.ops import backends, choose_backend
+
+OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot"}
+
+
+def collect_info() -> dict[str, dict[str, Any]]:
+    """Sections "versions", "backends" and "devices" as plain data."""
+    versions = {"tzn": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("numpy", "triton", *OPTIONAL):
+        versions[package] = _version(package)
+    try:
+        chosen = choose_backend()
+    except ValueError as error:
+        chosen = f"none: {error}"
+    devices = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            devices[f"cuda:{i}"] = torch.cuda.get_device_name(i)
+    else:
+        devices["cuda"] = "none found by this torch"
+    asked = os.environ.get("TZN_BACKEND", "auto")
+    return {"versions": versions, "backends": {**backends(), f"chosen (TZN_BACKEND={asked})": chosen}, "devices": devices}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        extra = OPTIONAL.get(package)
+        return f"not installed (pip install 'tzn[{extra}]')" if extra else "not installed"

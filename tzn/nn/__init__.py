@@ -1,0 +1,7 @@
+"""Modules built on :mod:`tzn.ops`."""
+
+from tzn.nn.block import VariableDepthBlock
+from tzn.nn.boundary import BoundaryDistanceHead
+from tzn.nn.depth import DepthPredictor, budget_shift
+
+__all__ = ["BoundaryDistanceHead", "DepthPredictor", "VariableDepthBlock", "budget_shift"]

@@ -1,0 +1,50 @@
+"""The depth predictor of adaptive temporal refinement: how deep every token goes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DepthPredictor(nn.Module):
+    """tau = sigmoid(MLP(LayerNorm x)) per token, started near tau = 1 (``initial_logit``)."""
+
+    def __init__(self, width: int, hidden: int | None = None, initial_logit: float = 3.0) -> None:
+        super().__init__()
+        hidden = hidden or max(width // 4, 8)
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, hidden)
+        self.logit = nn.Linear(hidden, 1)
+        nn.init.normal_(self.logit.weight, std=0.01)
+        nn.init.constant_(self.logit.bias, initial_logit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, D]`` to logits of tau ``[B, T]`` in float32."""
+        return self.logit(F.gelu(self.hidden(self.norm(x)))).squeeze(-1).float()
+
+
+def budget_shift(logits: Tensor, mask: Tensor, budget: float, iterations: int = 50) -> Tensor:
+    """Per-recording shift s with mean(sigmoid(logits + s)) = ``budget`` over valid steps, by bisection.
+
+    Args:
+        logits: ``[B, T]``; mask: ``[B, T]`` bool; budget: mean depth in (0, 1); 1 keeps everything at full depth.
+
+    Returns:
+        ``[B, 1]``; +inf where ``budget`` is 1.
+
+    Raises:
+        ValueError: budget outside (0, 1].
+    """
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget = {budget}: expected a mean depth in (0, 1]")
+    if budget == 1:
+        return torch.full_like(logits[:, :1], float("inf"))
+    steps = mask.sum(1, keepdim=True).clamp(min=1)
+    bound = logits.abs().amax() + 40.0
+    low, high = -bound.expand(logits.shape[0], 1), bound.expand(logits.shape[0], 1)
+    for _ in range(iterations):
+        middle = 0.5 * (low + high)
+        mean = (torch.sigmoid(logits + middle) * mask).sum(1, keepdim=True) / steps
+        low, high = torch.where(mean < budget, middle, low), torch.where(mean < budget, high, middle)
+    return 0.5 * (low + high)

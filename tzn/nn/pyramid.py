@@ -1,0 +1,114 @@
+"""Feature pyramid: coarser and coarser levels over time, flattened to one sequence of points for shared heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tzn.nn.block import VariableDepthBlock
+
+
+class PointGrid(NamedTuple):
+    """Points of all levels, fine to coarse, one separating pad after each level so that convolutions do not mix them."""
+
+    position: Tensor  # [P] float32 grid time
+    stride: Tensor  # [P] float32
+    level: Tensor  # [P] int64
+    ranges: Tensor  # [P, 2] float32, regression range in grid steps
+
+
+class Pyramid(nn.Module):
+    """Levels of stride ``first_stride * 2**i`` by max pooling and one block each.
+
+    A level of stride 1 is the input itself. ``forward`` returns the levels after a LayerNorm each.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, window: int, *, first_stride: int, num_levels: int, mlp_ratio: float,
+        drop_path: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.first_stride, self.num_levels = first_stride, num_levels
+        blocks = num_levels - (first_stride == 1)
+        self.blocks = nn.ModuleList(
+            VariableDepthBlock(width, num_heads, window, mlp_ratio, drop_path) for _ in range(blocks)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_levels))
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """``[B, T, D]`` and ``[B, T]`` to per-level features ``[B, T_i, D]`` (zero where padded) and masks."""
+        levels, masks = [], []
+        blocks = iter(self.blocks)
+        for level in range(self.num_levels):
+            pools = self.first_stride.bit_length() - 1 if level == 0 else 1
+            for _ in range(pools):
+                x, mask = halve(x, mask)
+            if level > 0 or self.first_stride > 1:
+                x = next(blocks)(x, mask)
+            levels.append(self.norms[level](x) * mask.unsqueeze(-1))
+            masks.append(mask)
+        return levels, masks
+
+
+def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Max pooling of kernel 3, stride 2 over the valid steps: ``[B, T, D]`` to ``[B, ceil(T / 2), D]``."""
+    lowest = torch.finfo(x.dtype).min
+    padded = F.pad(x.masked_fill(~mask.unsqueeze(-1), lowest), (0, 0, 1, 1 + x.shape[1] % 2), value=lowest)
+    pooled = torch.maximum(torch.maximum(padded[:, 0:-2:2], padded[:, 1:-1:2]), padded[:, 2::2])
+    mask = mask[:, ::2]
+    return pooled * mask.unsqueeze(-1), mask
+
+
+def double(x: Tensor, steps: int) -> Tensor:
+    """Linear interpolation from a level to the next finer one: ``[B, T, D]`` to ``[B, steps, D]``, steps in 2 T - {0, 1}."""
+    between = 0.5 * (x + F.pad(x[:, 1:], (0, 0, 0, 1)))
+    return torch.stack([x, between], dim=2).flatten(1, 2)[:, :steps]
+
+
+def flatten_levels(levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """All levels as one sequence ``[B, P, D]`` with its mask ``[B, P]``, a masked pad after each level."""
+    features = torch.cat([F.pad(x, (0, 0, 0, 1)) for x in levels], dim=1)
+    return features, torch.cat([F.pad(m, (0, 1)) for m in masks], dim=1)
+
+
+def point_grid(
+    lengths: list[int], strides: tuple[int, ...], ranges: tuple[tuple[float, float], ...], device: torch.device
+) -> PointGrid:
+    """Points of levels with ``lengths`` steps, in the order of :func:`flatten_levels`."""
+    position, stride, level = [], [], []
+    for i, (count, step) in enumerate(zip(lengths, strides, strict=True)):
+        time = torch.arange(count + 1, device=device)
+        position.append(time.float() * step)
+        stride.append(torch.full((count + 1,), float(step), device=device))
+        level.append(torch.full((count + 1,), i, device=device))
+    index = torch.cat(level)
+    table = torch.tensor(ranges, dtype=torch.float32, device=device)
+    return PointGrid(torch.cat(position), torch.cat(stride), index, table[index])
+
+
+class TopDown(nn.Module):
+    """Brings coarse context back to full rate: lateral projections, summed from the coarsest level down."""
+
+    def __init__(self, width: int, out_channels: int, *, first_stride: int, num_levels: int) -> None:
+        super().__init__()
+        self.pools = first_stride.bit_length() - 1
+        self.norm = nn.LayerNorm(width)
+        self.full_rate = nn.Linear(width, out_channels)
+        self.laterals = nn.ModuleList(nn.Linear(width, out_channels) for _ in range(num_levels))
+
+    def forward(self, x: Tensor, mask: Tensor, levels: list[Tensor], masks: list[Tensor]) -> Tensor:
+        """Full-rate ``[B, T, D]`` and the pyramid's levels to ``[B, T, out]``, zero where padded."""
+        context = None
+        for lateral, level, valid in zip(reversed(self.laterals), reversed(levels), reversed(masks), strict=True):
+            value = lateral(level) * valid.unsqueeze(-1)
+            context = value if context is None else value + double(context, level.shape[1]) * valid.unsqueeze(-1)
+        assert context is not None
+        sizes = [x.shape[1]]
+        for _ in range(self.pools - 1):
+            sizes.append(-(-sizes[-1] // 2))
+        for steps in reversed(sizes[: self.pools]):
+            context = double(context, steps)
+        return (self.full_rate(self.norm(x)) + context) * mask.unsqueeze(-1)

@@ -1,0 +1,30 @@
+"""Functional API: every op checks its arguments, then runs on the chosen back end. DESIGN sections 2-4 and 6."""
+
+from tzn.ops.backend import backends, choose_backend
+from tzn.ops.boundary_crossings import boundary_crossings
+from tzn.ops.decode_segments import decode_segments, pair_segments, select_candidates
+from tzn.ops.depth import active_tokens, depth_gates
+from tzn.ops.local_attention import local_attention
+from tzn.ops.signed_distance import region_distance, signed_distance
+from tzn.ops.variable_depth_block import variable_depth_block
+from tzn.reference import ActiveTokens, BlockWeights, Candidates, Crossings, Segments
+
+__all__ = [
+    "ActiveTokens",
+    "BlockWeights",
+    "Candidates",
+    "Crossings",
+    "Segments",
+    "active_tokens",
+    "backends",
+    "boundary_crossings",
+    "choose_backend",
+    "decode_segments",
+    "depth_gates",
+    "local_attention",
+    "pair_segments",
+    "region_distance",
+    "select_candidates",
+    "signed_distance",
+    "variable_depth_block",
+]

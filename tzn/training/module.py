@@ -1,0 +1,112 @@
+"""The LightningModule: what happens in one training step, and how weights are optimised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from tzn.config import ExperimentConfig, TrainingConfig
+from tzn.config_loading import config_to_dict
+from tzn.data.annotations import Recording
+from tzn.data.dataset import Batch
+from tzn.errors import TrainingError
+from tzn.evaluation.report import evaluate
+from tzn.inference import localize_batch
+from tzn.inference.detections import Detections
+from tzn.models import TemporalZoomNet
+from tzn.models.checkpoint import checkpoint_header
+from tzn.training.objective import Objective
+
+
+class LocalizerModule(pl.LightningModule):
+    """Trains a :class:`TemporalZoomNet`.
+
+    Args:
+        config: the experiment.
+        classes: class names in label order; stored in the checkpoint.
+        validation: ground truth of the validation recordings (may be empty).
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, classes: tuple[str, ...], validation: Iterable[Recording] = ()
+    ) -> None:
+        super().__init__()
+        self.config, self.classes = config, classes
+        self.validation_truth = list(validation)
+        self.model = TemporalZoomNet(config.model)
+        self.objective = Objective(config.model, config.training)
+        self._detections: dict[str, Detections] = {}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Random numbers of a step depend on nothing but (seed, step, process): a resumed run draws the same.
+        position = self.current_epoch * 1_000_003 + batch_idx
+        torch.manual_seed((self.config.training.seed * 7919 + position) * 65_537 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        outputs = self.model(batch.features, batch.mask)
+        progress = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
+        losses = self.objective(outputs, batch.segments, batch.labels, progress)
+        bad = [name for name, value in losses.items() if not torch.isfinite(value)]
+        if bad:
+            raise TrainingError(
+                f"loss became NaN or infinite ({', '.join(bad)}) at epoch {self.current_epoch}, step {self.global_step}, "
+                f"recordings {', '.join(batch.ids)}; lower training.learning_rate or training.precision"
+            )
+        size = len(batch.ids)
+        for name, value in losses.items():
+            # Averaged over processes: the curve is the one of the global batch.
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=size)
+        depth = (outputs.trunk.depths.tau * batch.mask).sum() / batch.mask.sum()
+        self.log("train/depth_mean", depth.detach(), prog_bar=True, sync_dist=True, batch_size=size)
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._detections.update(localize_batch(self.model, batch, self.config.inference))
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, self._detections)
+            self._detections = {key: value for part in gathered for key, value in part.items()}
+        if not self.trainer.sanity_checking:
+            report = evaluate(self.validation_truth, self._detections, self.classes, self.config.evaluation)
+            # Every process computes it from all detections, so every process agrees on the best checkpoint.
+            self.log("val/mAP", report.score.average_mAP, prog_bar=True, rank_zero_only=False)
+            for tiou, value in zip(report.score.tiou, report.score.mAP, strict=True):
+                self.log(f"val/mAP@{tiou:g}", float(value), rank_zero_only=False)
+        self._detections = {}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        c = self.config.training
+        optimizer = torch.optim.AdamW(decay_groups(self.model, c.weight_decay), lr=c.learning_rate)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, total, c))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tzn"] = checkpoint_header(config_to_dict(self.config), self.classes)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two AdamW groups: weights of linear layers decay; biases, norms, scales and position biases do not."""
+    decayed = {
+        f"{name}.weight" if name else "weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)
+    }
+    named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return [
+        {"params": [p for name, p in named if name in decayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def warmup_cosine(step: int, total: int, config: TrainingConfig) -> float:
+    """Factor on the learning rate: linear over the warm-up epochs, then half a cosine to zero."""
+    warmup = round(total * config.warmup_epochs / config.epochs)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
