@@ -1,4 +1,8 @@
-"""Reading and checking annotations in the ActivityNet / ActionFormer JSON schema."""
+"""Annotation files in the ActivityNet / ActionFormer schema, strictly checked.
+
+``{"database": {id: {"subset", "duration", "fps", "annotations": [{"segment": [start, end], "label", "label_id"}]}}}``
+with times in seconds; ``duration``, ``fps`` and ``label_id`` are optional.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import gzip
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,170 +20,241 @@ import numpy as np
 
 from tzn.errors import DataError
 
-END_SLACK = 0.5  # seconds that a segment may end after the duration: durations are often rounded down
+# Durations and segment ends are rounded independently in most releases (ActivityNet: 172 ends up to 0.5 s late).
+OVERHANG_SECONDS = 0.5
+MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording's annotations."""
+    """One untrimmed recording and its ground truth.
+
+    Attributes:
+        id: name; feature files are named after it.
+        subset: as in the file, e.g. "training".
+        duration: seconds, or None where the file does not say.
+        fps: raw frames per second, or None.
+        segments: ``[N, 2]`` float64 (start, end) in seconds.
+        labels: ``[N]`` int64, index into :attr:`Annotations.classes`.
+    """
 
     id: str
     subset: str
-    duration: float | None  # seconds
-    fps: float | None  # raw frames per second
-    segments: np.ndarray  # [N, 2] float64 seconds
-    labels: np.ndarray  # [N] int64, index into Annotations.classes
+    duration: float | None
+    fps: float | None
+    segments: np.ndarray
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """All recordings of an annotation file."""
+    """A whole annotation file.
+
+    Attributes:
+        classes: class names; ordered by ``label_id`` where the file has consistent ids, else by name.
+        recordings: by id, in file order.
+        dropped: reason -> how many segments were dropped or clipped for it (only with ``strict=False``).
+    """
 
     classes: tuple[str, ...]
     recordings: dict[str, Recording]
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many segments
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def subset(self, name: str) -> list[Recording]:
-        """Recordings of a subset, case-insensitive.
+        """Recordings of a subset (case-insensitive).
 
         Raises:
-            DataError: no such subset; the message lists those there are.
+            DataError: no recording has this subset; the message lists those that exist.
         """
-        chosen = [r for r in self.recordings.values() if r.subset.lower() == name.lower()]
-        if not chosen:
-            there = ", ".join(f"{k} ({n})" for k, n in Counter(r.subset for r in self.recordings.values()).items())
-            raise DataError(f"no recordings in subset {name!r}; the annotations have: {there or 'none'}")
-        return chosen
+        found = [r for r in self.recordings.values() if r.subset.lower() == name.lower()]
+        if not found:
+            counts = Counter(r.subset for r in self.recordings.values())
+            existing = ", ".join(f"{subset!r} ({count})" for subset, count in sorted(counts.items())) or "none"
+            raise DataError(f"no recording in subset {name!r}; the annotations have: {existing}")
+        return found
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One segment that is not as it should be, and what ``strict=False`` does about it."""
+
+    recording: str
+    index: int
+    segment: object
+    reason: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"recording {self.recording!r}, segment {self.index}: {self.segment}: {self.reason}{self.note}"
 
 
 def load_annotations(path: str | Path, *, strict: bool = True, classes: Sequence[str] | None = None) -> Annotations:
-    """Read ``{"database": {id: {"subset", "duration", "fps", "annotations": [{"segment", "label", "label_id"}]}}}``.
+    """Read a ``.json`` or ``.json.gz`` annotation file.
 
     Args:
-        path: ``.json`` or ``.json.gz``.
-        strict: raise on the first problems; otherwise drop bad segments, clip those past the duration, and count both
-            in ``dropped``.
-        classes: class order to use (a checkpoint's); None: by ``label_id`` where the file has consistent ones, else by
-            name.
+        path: the file.
+        strict: raise on bad segments. Otherwise segments without positive length, with non-finite times or outside the
+            recording are dropped, those that overhang it are clipped, and ``dropped`` counts both.
+        classes: fixes the class order (a checkpoint's).
 
     Raises:
-        DataError: unreadable file, wrong schema, duplicate recording id, unknown label; with ``strict`` also end <= start,
-            non-finite times, segments outside the recording.
+        DataError: missing or unreadable file, wrong schema, duplicate recording id, label that is not in ``classes``
+            (always); bad segments (with ``strict``; an end up to 0.5 s past the duration is taken for rounding and kept).
     """
     path = Path(path)
-    database = read_database(path)
-    order = tuple(classes) if classes is not None else _class_order(database, path)
-    index = {name: i for i, name in enumerate(order)}
-    problems: list[str] = []
-    dropped: Counter[str] = Counter()
-    recordings = {
-        name: _recording(name, entry, index, problems, dropped, path) for name, entry in database.items()
-    }
+    annotations, problems = parse_annotations(path, classes=classes, overhang=OVERHANG_SECONDS if strict else 0.0)
     if strict and problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise DataError(f"{path}: {'; '.join(problems[:3])}{more}")
-    return Annotations(order, recordings, dict(dropped))
+        listed = "; ".join(str(p) for p in problems[:MAX_LISTED])
+        more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        raise DataError(f"{path}: {len(problems)} bad segment{'s' if len(problems) > 1 else ''}: {listed}{more}")
+    return annotations
 
 
-def read_database(path: Path) -> dict[str, Any]:
-    """The "database" object of an annotation file, as it stands.
+def parse_annotations(
+    path: str | Path, *, classes: Sequence[str] | None = None, overhang: float = 0.0
+) -> tuple[Annotations, list[Problem]]:
+    """Annotations with bad segments repaired or dropped, and the list of them.
+
+    Args:
+        path: the file.
+        classes: fixed class order, or None.
+        overhang: seconds that a segment may reach outside its recording without being a problem.
 
     Raises:
-        DataError: missing, truncated or not JSON, no "database", duplicate recording id.
+        DataError: everything but bad segments, see :func:`load_annotations`.
     """
-    content = read_json(path, unique_keys=True)
+    path = Path(path)
+    database = _database(_read_json(path), path)
+    names = _class_order(database, path) if classes is None else tuple(classes)
+    index = {name: i for i, name in enumerate(names)}
+    problems: list[Problem] = []
+    recordings = {}
+    for key, entry in database.items():
+        recordings[key] = _recording(key, entry, index, path, overhang, problems)
+    dropped = dict(Counter(p.reason for p in problems))
+    return Annotations(names, recordings, dropped), problems
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path}: no such annotation file; expected .json or .json.gz in the ActivityNet schema")
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, gzip.zlib.error, UnicodeDecodeError) as error:  # type: ignore[attr-defined]
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise DataError(f"{path}: not valid JSON: nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        what = "recording id" if isinstance(found[key], dict) else "key"
+        raise DataError(f"{path}: {what} {key!r} appears twice")
+    return found
+
+
+def _database(content: Any, path: Path) -> dict[str, Any]:
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
-        raise DataError(f'{path}: expected a JSON object with "database": {{id: {{"subset", "annotations", …}}}}')
-    for name, entry in database.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("annotations", []), list):
-            raise DataError(f'{path}: recording {name!r}: expected an object with a list "annotations"')
+        found = f"keys {sorted(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise DataError(f'{path}: expected an object with "database": {{recording id: ...}}, found {found}')
+    if not database:
+        raise DataError(f'{path}: "database" has no recordings')
+    for key, entry in database.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("subset"), str):
+            raise DataError(f'{path}: recording {key!r}: expected an object with a "subset" name')
+        annotations = entry.get("annotations") or []
+        if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
+            raise DataError(f'{path}: recording {key!r}: "annotations" is not a list of objects')
     return database
 
 
-def read_json(path: Path, *, unique_keys: bool = False) -> Any:
-    """Content of a ``.json`` or ``.json.gz`` file; with ``unique_keys`` an object that repeats a key is an error."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated = [key for key, count in Counter(key for key, _ in items).items() if count > 1]
-        if repeated:
-            raise DataError(f"{path}: duplicate id {repeated[0]!r}")
-        return dict(items)
-
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            return json.load(file, object_pairs_hook=pairs if unique_keys else None)
-    except (json.JSONDecodeError, UnicodeDecodeError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
+def _annotations(database: dict[str, Any]) -> Iterable[tuple[str, int, dict[str, Any]]]:
+    for key, entry in database.items():
+        for i, annotation in enumerate(entry.get("annotations") or []):
+            yield key, i, annotation
 
 
 def _class_order(database: dict[str, Any], path: Path) -> tuple[str, ...]:
-    ids: dict[str, set[Any]] = {}
-    for name, entry in database.items():
-        for annotation in entry.get("annotations", []):
-            label = annotation.get("label") if isinstance(annotation, dict) else None
-            if not isinstance(label, str):
-                raise DataError(f'{path}: recording {name!r}: an annotation has no "label"')
-            ids.setdefault(label, set()).add(annotation.get("label_id"))
-    numbers = [next(iter(values)) for values in ids.values() if len(values) == 1]
-    consistent = len(numbers) == len(ids) == len(set(numbers)) and all(isinstance(n, int) for n in numbers)
-    if consistent:
-        return tuple(sorted(ids, key=lambda label: next(iter(ids[label]))))
-    return tuple(sorted(ids))
+    """Names of all labels in the file, all subsets together, so training and test agree."""
+    pairs: set[tuple[str, int]] = set()
+    for key, i, annotation in _annotations(database):
+        label, number = annotation.get("label"), annotation.get("label_id")
+        if not isinstance(label, str):
+            raise DataError(f'{path}: recording {key!r}, segment {i}: "label" is {label!r}, expected a class name')
+        pairs.add((label, number if isinstance(number, int) else -1))
+    names = sorted({label for label, _ in pairs})
+    numbers = {number for _, number in pairs}
+    if min(numbers, default=0) >= 0 and len(pairs) == len(names) == len(numbers):
+        return tuple(label for label, _ in sorted(pairs, key=lambda pair: pair[1]))
+    return tuple(names)
 
 
 def _recording(
-    name: str, entry: dict[str, Any], index: dict[str, int], problems: list[str], dropped: Counter[str], path: Path
+    key: str, entry: dict[str, Any], index: dict[str, int], path: Path, overhang: float, problems: list[Problem]
 ) -> Recording:
-    duration, fps = _positive(entry.get("duration")), _positive(entry.get("fps"))
+    duration = _positive(entry.get("duration"), f"{path}: recording {key!r}: duration")
+    fps = _positive(entry.get("fps"), f"{path}: recording {key!r}: fps")
     segments, labels = [], []
-    for annotation in entry.get("annotations", []):
-        label = annotation.get("label") if isinstance(annotation, dict) else None
+    for i, annotation in enumerate(entry.get("annotations") or []):
+        label = annotation.get("label")
         if label not in index:
-            raise DataError(f"{path}: recording {name!r}: unknown label {label!r}{_nearest(label, index)}")
-        segment, problem = _checked_segment(annotation.get("segment"), duration)
-        if problem:
-            reason, text = problem
-            problems.append(f"recording {name!r}, label {label!r}: {text}")
-            dropped[reason] += 1
+            raise DataError(f"{path}: recording {key!r}, segment {i}: unknown label {label!r}{_nearest(label, index)}")
+        segment, reason, note = _checked(annotation.get("segment"), duration, overhang)
+        if reason:
+            problems.append(Problem(key, i, annotation.get("segment"), reason, note))
         if segment is not None:
             segments.append(segment)
             labels.append(index[label])
     return Recording(
-        name, str(entry.get("subset", "")), duration, fps,
-        np.array(segments, dtype=np.float64).reshape(-1, 2), np.array(labels, dtype=np.int64),
+        key, entry["subset"], duration, fps,
+        np.array(segments, np.float64).reshape(-1, 2), np.array(labels, np.int64),
     )  # fmt: skip
 
 
-def _checked_segment(
-    segment: Any, duration: float | None
-) -> tuple[tuple[float, float] | None, tuple[str, str] | None]:
-    """(segment to keep or None, (reason, message) or None)."""
-    try:
-        start, end = (float(x) for x in segment)
-    except (TypeError, ValueError):
-        return None, ("not a pair of numbers", f"segment {segment!r} is not a pair of numbers")
-    text = f"segment [{start:g}, {end:g}]"
-    if not (math.isfinite(start) and math.isfinite(end)):
-        return None, ("non-finite time", f"{text} has a time that is not finite")
-    if end <= start:
-        return None, ("end <= start", f"{text} ends at or before its start")
-    if duration is not None and start >= duration:
-        return None, ("starts after the end of the recording", f"{text} starts after the duration {duration:g} s")
-    low, high = max(start, 0.0), end if duration is None else min(end, duration)
-    if start < 0:
-        return (low, high), ("start < 0: clipped", f"{text} starts before 0")
-    if duration is not None and end > duration + END_SLACK:
-        return (low, high), ("end after the duration: clipped", f"{text} ends after the duration {duration:g} s")
-    return (low, high), None
+def _positive(value: Any, what: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise DataError(f"{what} is {value!r}, expected a positive number")
+    return float(value)
 
 
-def _positive(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
-
-
-def _nearest(label: Any, index: dict[str, int]) -> str:
+def _nearest(label: object, index: dict[str, int]) -> str:
     close = difflib.get_close_matches(str(label), index, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known labels: {', '.join(list(index)[:8])}"
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {len(index)} classes: {_short(index)}"
+
+
+def _short(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _checked(segment: Any, duration: float | None, overhang: float) -> tuple[tuple[float, float] | None, str, str]:
+    """(segment to use or None, reason of the problem or "", detail of this segment)."""
+    numbers = (int, float)
+    if not (isinstance(segment, list) and len(segment) == 2 and all(isinstance(x, numbers) for x in segment)):
+        return None, "not a [start, end] pair of numbers", ""
+    start, end = map(float, segment)
+    if not (math.isfinite(start) and math.isfinite(end)):
+        return None, "start or end is not finite", ""
+    if end < start:
+        return None, "end before start", ""
+    if end == start:
+        return None, "zero length", ""
+    last = math.inf if duration is None else duration
+    note = "" if duration is None else f" (duration {duration:g} s)"
+    if end <= 0 or start >= last:
+        return None, "outside the recording", note
+    if start < -overhang:
+        return (0.0, min(end, last)), "starts before 0 s", note
+    if end > last + overhang:
+        return (max(start, 0.0), last), "ends after the recording", note
+    return (start, end), "", ""

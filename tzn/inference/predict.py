@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from tzn.config import DataConfig, InferenceConfig
 from tzn.config_loading import config_from_dict
-from tzn.data.dataset import resized_example
+from tzn.data.dataset import resize
 from tzn.data.features import load_features
+from tzn.data.grid import TimeGrid
 from tzn.errors import DataError
 from tzn.inference.detections import Detections, write_predictions, write_srt_folder
 from tzn.inference.localize import localize
@@ -55,12 +56,13 @@ def predict_files(
     found: dict[str, Detections] = {}
     saved = {}
     for path in tqdm(files, desc="predict", unit="recording", disable=not progress or len(files) < 2):
-        features = load_features(path, config.model.input_dim, npz_key=data.npz_key)
-        example = resized_example(path.stem, torch.from_numpy(features), data)
+        stored = torch.from_numpy(load_features(path, npz_key=data.npz_key, input_dim=config.model.input_dim))
+        features, grid = on_time_grid(stored, data)
         name = path.stem.removeprefix(data.file_prefix)
-        found[name], trace = localize(model, example.features.to(device), example.grid, example.duration, settings)
+        duration = float(grid.to_seconds(features.shape[0] - 1)) + max(grid.offset, 0.5 * grid.step)
+        found[name], trace = localize(model, features.to(device), grid, duration, settings)
         if traces is not None:
-            saved[name] = trace_arrays(trace, example.grid)
+            saved[name] = trace_arrays(trace, grid)
     for name, arrays in saved.items():
         assert traces is not None
         save_trace(traces, name, arrays)
@@ -77,6 +79,15 @@ def with_fps(data: DataConfig, fps: float | None) -> DataConfig:
     if rate is None:
         raise DataError("the checkpoint does not fix the frame rate (data.fps is null): add --fps FRAMES_PER_SECOND")
     return dataclasses.replace(data, fps=rate)
+
+
+def on_time_grid(features: torch.Tensor, data: DataConfig) -> tuple[torch.Tensor, TimeGrid]:
+    """Features ``[T, C]``, resized where ``data.fixed_length`` says so, and their time grid."""
+    assert data.fps is not None
+    if data.fixed_length is None:
+        return features, TimeGrid.from_frames(data.feat_stride, data.num_frames, data.fps)
+    stride = ((features.shape[0] - 1) * data.feat_stride + data.num_frames) / data.fixed_length
+    return resize(features, data.fixed_length), TimeGrid.from_frames(stride, stride, data.fps)
 
 
 def feature_files(inputs: Sequence[Path], suffix: str) -> list[Path]:

@@ -17,8 +17,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from tzn.config import ExperimentConfig
 from tzn.config_loading import dump_config
-from tzn.data.annotations import Annotations, load_annotations
-from tzn.data.dataset import RecordingDataset, collate, fit_standardisation, select_recordings
+from tzn.data.annotations import load_annotations
+from tzn.data.dataset import RecordingDataset, class_names, collate, fit_standardisation, select_recordings
 from tzn.errors import ConfigError, TrainingError
 from tzn.files import atomic_write
 from tzn.training.module import LocalizerModule
@@ -90,12 +90,13 @@ def train(
     data, out = Path(data), Path(out)
     last = out / "checkpoints" / "last.ckpt"
     _check_out(out, last, resume)
-    annotations, train_set, validation_set = build_datasets(config, data)
+    train_set, validation_set = build_datasets(config, data)
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
-    module = LocalizerModule(config, annotations.classes, validation_set.recordings if validation_set else ())
+    module = LocalizerModule(config, train_set.classes, validation_set.recordings if validation_set else ())
     mean, std = fit_standardisation(train_set)
     module.model.feature_mean.copy_(mean)
     module.model.feature_std.copy_(std)
+    train_set.channel_std = std
     trainer = _trainer(config, out, validation_set is not None, accelerator, devices, num_nodes, progress)
     _check_batch(config, trainer.world_size)
     if trainer.is_global_zero:
@@ -118,20 +119,20 @@ def train(
 
 def build_datasets(
     config: ExperimentConfig, data: Path
-) -> tuple[Annotations, RecordingDataset, RecordingDataset | None]:
-    """Annotations, training recordings and (where ``data.validation`` names some) validation recordings."""
+) -> tuple[RecordingDataset, RecordingDataset | None]:
+    """Training recordings and (where ``data.validation`` names some) validation recordings."""
     c = config.data
     annotations = load_annotations(data / c.annotations)
-    classes = 1 if c.single_class else len(annotations.classes)
-    if classes != config.model.num_classes:
-        raise ConfigError(f"model.num_classes = {config.model.num_classes}, but {data / c.annotations} has {classes}")
+    classes = class_names(annotations, c)
+    if len(classes) != config.model.num_classes:
+        raise ConfigError(f"model.num_classes = {config.model.num_classes}, but {data / c.annotations} has {len(classes)}")
     shape = {"input_dim": config.model.input_dim, "seed": config.training.seed}
     chosen = select_recordings(annotations, c, "train")
     train_set = RecordingDataset(annotations, chosen, data / c.features, c, training=True, **shape)
     if not c.validation:
-        return annotations, train_set, None
+        return train_set, None
     held_out = select_recordings(annotations, c, "validation")
-    return annotations, train_set, RecordingDataset(annotations, held_out, data / c.features, c, training=False, **shape)
+    return train_set, RecordingDataset(annotations, held_out, data / c.features, c, training=False, **shape)
 
 
 def _trainer(

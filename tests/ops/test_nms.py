@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from tzn import ops, reference
+
+
+def _batched(case: dict, segments, scores, labels, **more):
+    return reference.batched_nms(
+        segments, scores, labels, case["iou_threshold"], case["min_score"], case["max_seg_num"],
+        method="gaussian" if case["soft"] else "hard", multiclass=case["multiclass"], sigma=case["sigma"],
+        voting_thresh=case["voting_thresh"], **more,
+    )  # fmt: skip
+
+
+def _same(out, expected, voted: bool) -> None:
+    """Equal values in order of score; candidates of equal score in any order."""
+    segments, scores, labels = (np.asarray(x) for x in out)
+    wanted_segments, wanted_scores, wanted_labels = expected
+    assert len(scores) == len(wanted_scores)
+    np.testing.assert_allclose(scores, wanted_scores, atol=1e-6, rtol=0)
+    order = np.lexsort((segments[:, 1], segments[:, 0], labels, -np.round(scores, 5)))
+    wanted_order = np.lexsort((wanted_segments[:, 1], wanted_segments[:, 0], wanted_labels, -np.round(wanted_scores, 5)))
+    tolerance = 2e-3 if voted else 1e-6
+    np.testing.assert_array_equal(labels[order], wanted_labels[wanted_order])
+    np.testing.assert_allclose(segments[order], wanted_segments[wanted_order], atol=tolerance, rtol=1e-6)
+
+
+def test_goldens_of_batched_nms(goldens: Path):
+    cases, arrays = json.loads((goldens / "nms.json").read_text()), np.load(goldens / "nms.npz")
+    assert len(cases) == 40
+    for case in cases:
+        name = case["name"]
+        given_arrays = [torch.from_numpy(arrays[f"{name}/{k}"]) for k in ("segments", "scores", "labels")]
+        expected = [arrays[f"{name}/out_{k}"] for k in ("segments", "scores", "labels")]
+        public = ops.batched_nms(
+            *given_arrays, case["iou_threshold"], case["min_score"], case["max_seg_num"], use_soft_nms=case["soft"],
+            multiclass=case["multiclass"], sigma=case["sigma"], voting_thresh=case["voting_thresh"],
+        )  # fmt: skip
+        _same(public, expected, voted=not case["multiclass"])
+
+
+def _full_cases(goldens: Path, op: str):
+    arrays = np.load(goldens / "full" / "nms.npz")
+    content = json.loads((goldens / "full" / "nms_cases.json").read_text())
+    for case in content["cases"] if isinstance(content, dict) else content:
+        if case["op"] == op and not case["ties"]:  # unstable sorts make the order of ties arbitrary
+            prefix = f"c{case['id']:03d}_"
+            yield case, {k[len(prefix) :]: arrays[k] for k in arrays.files if k.startswith(prefix)}
+
+
+def test_goldens_of_raw_soft_nms(goldens: Path):
+    seen = 0
+    for case, a in _full_cases(goldens, "raw_softnms"):
+        if np.isnan(a["out_scores"]).any():
+            continue  # an inverted segment, which the public function rejects
+        p = case["params"]
+        index, score = reference.soft_nms(
+            torch.from_numpy(a["in_segs"]), torch.from_numpy(a["in_scores"]), iou_threshold=p["iou_threshold"],
+            sigma=p["sigma"], min_score=p["min_score"], method=("hard", "linear", "gaussian")[p["method"]],
+        )  # fmt: skip
+        np.testing.assert_array_equal(index, a["out_inds"], err_msg=case["name"])
+        np.testing.assert_allclose(score, a["out_scores"], atol=1e-6, err_msg=case["name"])
+        seen += 1
+    assert seen >= 10
+
+
+def test_goldens_of_raw_hard_nms(goldens: Path):
+    seen = 0
+    for case, a in _full_cases(goldens, "raw_nms"):
+        index = reference.nms(
+            torch.from_numpy(a["in_segs"]), torch.from_numpy(a["in_scores"]), case["params"]["iou_threshold"]
+        )
+        np.testing.assert_array_equal(index, a["out_inds"], err_msg=case["name"])
+        seen += 1
+    assert seen >= 3
+
+
+def test_goldens_of_batched_nms_with_edge_cases(goldens: Path):
+    """Caps of 0 and -1, inverted and zero-length segments, NaN votes: the definition reproduces them all."""
+    seen = 0
+    for case, a in _full_cases(goldens, "batched_nms"):
+        p = dict(case["params"], soft=case["params"]["use_soft_nms"])
+        out = _batched(p, *(torch.from_numpy(a[k]) for k in ("in_segs", "in_scores")), torch.from_numpy(a["in_cls"]).long())
+        _same(out, (a["out_segs"], a["out_scores"], a["out_cls"]), voted=not p["multiclass"])
+        seen += 1
+    assert seen >= 30
+
+
+def _loop(segments, scores, sigma, min_score, method, threshold):
+    """The rule, one candidate after the other, in float64."""
+    live, picks = {i: float(s) for i, s in enumerate(scores)}, []
+    while live:
+        i = max(live, key=lambda k: (live[k], -k))
+        picks.append((i, live.pop(i)))
+        for j in list(live):
+            (a, b), (c, d) = segments[i], segments[j]
+            inter = max(0.0, min(b, d) - max(a, c))
+            o = inter / ((b - a + 1e-6) + (d - c + 1e-6) - inter)
+            weight = np.exp(-o * o / sigma) if method == "gaussian" else (1 - o if o >= threshold else 1.0)
+            live[j] *= weight
+            if live[j] < min_score:
+                del live[j]
+    return picks
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), min_size=0, max_size=14),
+    st.sampled_from(["gaussian", "linear"]),
+    st.integers(0, 10_000),
+)
+def test_soft_nms_equals_a_plain_loop(starts_and_lengths, method, seed):
+    segments = np.array([(s, s + n) for s, n in starts_and_lengths], dtype=np.float64).reshape(-1, 2)
+    scores = np.random.default_rng(seed).permutation(len(segments)) / 20 + 0.03
+    index, score = ops.soft_nms(
+        torch.from_numpy(segments), torch.from_numpy(scores), sigma=0.4, min_score=0.01, method=method, iou_threshold=0.3
+    )
+    expected = _loop(segments, scores, 0.4, 0.01, method, 0.3)
+    assert index.tolist() == [i for i, _ in expected]
+    np.testing.assert_allclose(score, [s for _, s in expected], rtol=1e-12)
+
+
+def _random(count, classes, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    start = 100 * torch.rand(count, generator=generator)
+    segments = torch.stack([start, start + 1 + 10 * torch.rand(count, generator=generator)], 1)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return segments.to(dtype), torch.rand(count, generator=generator).to(dtype), labels
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_classes_side_by_side_equal_classes_one_by_one(soft):
+    segments, scores, labels = _random(300, 7)
+    out = ops.batched_nms(segments, scores, labels, 0.3, 0.001, 60, use_soft_nms=soft)
+    parts = []
+    for c in range(7):
+        mine = labels == c
+        part = ops.batched_nms(segments[mine], scores[mine], labels[mine], 0.3, 0.001, 60, use_soft_nms=soft)
+        parts.append(part)
+    score = torch.cat([p[1] for p in parts])
+    order = score.argsort(descending=True)[:60]
+    torch.testing.assert_close(out[1], score[order], rtol=0, atol=0)
+    assert torch.equal(out[0], torch.cat([p[0] for p in parts])[order])
+    assert torch.equal(out[2], torch.cat([p[2] for p in parts])[order])
+
+
+def test_early_stop_changes_nothing():
+    segments, scores, labels = _random(500, 3, seed=4)
+    few = ops.batched_nms(segments, scores, labels, 0.1, 0.001, 20)
+    many = ops.batched_nms(segments, scores, labels, 0.1, 0.001, 10_000)
+    for a, b in zip(few, many, strict=True):
+        assert torch.equal(a, b[:20])
+
+
+def test_voting_is_the_weighted_mean_of_overlapping_candidates():
+    segments = torch.tensor([[0.0, 10.0], [1.0, 10.0], [50.0, 60.0]])
+    scores = torch.tensor([0.9, 0.6, 0.5])
+    labels = torch.zeros(3, dtype=torch.long)
+    out, _, _ = ops.batched_nms(segments, scores, labels, 0.1, 0.001, 1, multiclass=False, voting_thresh=0.7)
+    weights = torch.tensor([0.9 * 1.0, 0.6 * 0.9])
+    expected = (weights[:, None] * segments[:2]).sum(0) / weights.sum()
+    torch.testing.assert_close(out[0], expected)
+    per_class, _, _ = ops.batched_nms(
+        segments, scores, torch.tensor([0, 1, 0]), 0.1, 0.001, 1, voting_thresh=0.7, per_class_voting=True
+    )
+    torch.testing.assert_close(per_class[0], segments[0])  # the other candidate is of another class
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_hardly_any_candidates(count):
+    segments, scores, labels = _random(count, 2)
+    for soft in (True, False):
+        out = ops.batched_nms(segments, scores, labels, 0.1, 0.001, 10, use_soft_nms=soft)
+        assert [len(x) for x in out] == [count] * 3
+
+
+def test_non_contiguous_input_is_left_alone():
+    segments, scores, labels = _random(50, 3)
+    wide = torch.stack([segments, segments], 2).transpose(1, 2)[:, 0]
+    before = wide.clone(), scores.clone()
+    out = ops.batched_nms(wide, scores, labels, 0.1, 0.001, 50)
+    assert torch.equal(wide, before[0]) and torch.equal(scores, before[1])
+    for a, b in zip(out, ops.batched_nms(segments, scores, labels, 0.1, 0.001, 50), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segments": torch.zeros(3, 3)}, "segments: got shape"),
+        ({"segments": torch.tensor([[2.0, 1.0]] * 3)}, "segments: got a segment with end < start"),
+        ({"scores": torch.tensor([0.1, float("nan"), 0.2])}, "scores: got NaN"),
+        ({"scores": torch.zeros(2)}, "scores: got shape"),
+        ({"labels": torch.zeros(3)}, "labels: got torch.float32"),
+        ({"iou_threshold": -0.1}, "iou_threshold: got -0.1"),
+        ({"sigma": 0.0}, "sigma: got 0.0"),
+        ({"method": "cubic"}, "method: got 'cubic'"),
+    ],
+    ids=lambda x: x.split(":")[0] if isinstance(x, str) else "",
+)
+def test_clear_errors(change, message):
+    arguments = {
+        "segments": torch.tensor([[0.0, 1.0]] * 3), "scores": torch.ones(3), "labels": torch.zeros(3, dtype=torch.long),
+        "iou_threshold": 0.1, "min_score": 0.001, "max_seg_num": 5,
+    } | change  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        ops.batched_nms(**arguments)

@@ -1,0 +1,337 @@
+"""Recordings as training and test examples: features, ground truth in grid steps, batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tzn.config import DataConfig
+from tzn.data.annotations import Annotations, Recording
+from tzn.data.augment import clip_segments, random_crop, stretch_length
+from tzn.data.features import feature_path, load_features
+from tzn.data.grid import TimeGrid
+from tzn.errors import DataError
+
+CACHE_BYTES = 4 << 30  # features kept in memory, per process
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class Example:
+    """One recording, or a training crop of it.
+
+    Attributes:
+        id: recording id.
+        features: ``[T, C]`` float32, not standardised.
+        segments: ``[N, 2]`` float32, (start, end) in steps of :attr:`grid`.
+        labels: ``[N]`` int64.
+        grid: maps steps of *these* features to seconds of the whole recording.
+        duration: of the whole recording, seconds.
+    """
+
+    id: str
+    features: Tensor
+    segments: Tensor
+    labels: Tensor
+    grid: TimeGrid
+    duration: float
+
+
+@dataclass
+class Batch:
+    """Examples side by side.
+
+    Attributes:
+        ids: recording ids.
+        features: ``[B, Tmax, C]`` float32, zero after each recording's end.
+        mask: ``[B, Tmax]`` bool, True where a step is real.
+        segments, labels: per recording, as in :class:`Example`.
+        grids, durations: per recording.
+    """
+
+    ids: list[str]
+    features: Tensor
+    mask: Tensor
+    segments: list[Tensor]
+    labels: list[Tensor]
+    grids: list[TimeGrid]
+    durations: list[float]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its tensors on ``device``."""
+        return dataclasses.replace(
+            self,
+            features=self.features.to(device),
+            mask=self.mask.to(device),
+            segments=[s.to(device) for s in self.segments],
+            labels=[x.to(device) for x in self.labels],
+        )
+
+
+def collate(examples: list[Example]) -> Batch:
+    """Pad examples to the longest and put them side by side."""
+    lengths = torch.tensor([e.features.shape[0] for e in examples])
+    features = torch.nn.utils.rnn.pad_sequence([e.features for e in examples], batch_first=True)
+    return Batch(
+        ids=[e.id for e in examples],
+        features=features,
+        mask=torch.arange(features.shape[1]) < lengths.unsqueeze(1),
+        segments=[e.segments for e in examples],
+        labels=[e.labels for e in examples],
+        grids=[e.grid for e in examples],
+        durations=[e.duration for e in examples],
+    )
+
+
+def class_names(annotations: Annotations, config: DataConfig) -> tuple[str, ...]:
+    """Class names that labels of a dataset index: the file's, or ``("action",)`` with ``data.single_class``."""
+    return ("action",) if config.single_class else annotations.classes
+
+
+def select_recordings(annotations: Annotations, config: DataConfig, split: str) -> list[Recording]:
+    """Recordings of a split, with labels as the network sees them (``data.single_class``).
+
+    Args:
+        annotations: the file.
+        config: names the subsets and, by glob patterns, the recordings of ``train_subset`` held out for validation.
+        split: "train", "validation" or "test".
+
+    Raises:
+        DataError: empty subset, a pattern that matches nothing, or patterns that hold out every recording.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split = {split!r}: expected one of {', '.join(SPLITS)}")
+    found = annotations.subset(config.test_subset if split == "test" else config.train_subset)
+    if split != "test":
+        held_out = _held_out(found, config)
+        found = [r for r in found if (r.id in held_out) == (split == "validation")]
+        if not found and split == "train":
+            raise DataError(f"data.validation = {list(config.validation)} holds out every training recording")
+        if not found:
+            raise DataError("data.validation names no recordings; there is nothing to validate on")
+    return [_single_class(r) for r in found] if config.single_class else found
+
+
+def _held_out(recordings: list[Recording], config: DataConfig) -> set[str]:
+    held_out: set[str] = set()
+    for pattern in config.validation:
+        matched = fnmatch.filter([r.id for r in recordings], pattern)
+        if not matched:
+            example = recordings[0].id
+            raise DataError(
+                f"data.validation: {pattern!r} matches no recording of subset {config.train_subset!r} (such as {example!r})"
+            )
+        held_out.update(matched)
+    return held_out
+
+
+def _single_class(recording: Recording) -> Recording:
+    return dataclasses.replace(recording, labels=np.zeros_like(recording.labels))
+
+
+class RecordingDataset(Dataset[Example]):
+    """Recordings with features and ground truth.
+
+    Every random choice for item ``i`` is a pure function of (seed, epoch, i), see :meth:`set_epoch`; so resumed runs and
+    any number of loader processes see the same data. Features stay in memory after their first use, up to 4 GiB.
+
+    Args:
+        annotations: the file that the recordings come from; gives the class names.
+        recordings: what to iterate over, see :func:`select_recordings`.
+        features_dir: folder of the feature files.
+        config: time grid, file names, resizing, augmentation.
+        input_dim: expected feature width; None takes the first recording's.
+        training: crop and augment, and keep only segments that the features show.
+        seed: of crops and augmentation.
+        channel_std: ``[C]`` standard deviation of the features, the unit of ``data.noise``. None fits it when first needed;
+            set it before starting loader processes, else each of them fits it.
+
+    Raises:
+        DataError: no recordings, missing feature files, unknown frame rate; at item access whatever
+            :func:`tzn.data.features.load_features` raises.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        recordings: Sequence[Recording],
+        features_dir: str | Path,
+        config: DataConfig,
+        input_dim: int | None,
+        *,
+        training: bool,
+        seed: int = 0,
+        channel_std: np.ndarray | Tensor | None = None,
+    ) -> None:
+        self.recordings = [_single_class(r) if config.single_class else r for r in recordings]
+        self.features_dir, self.config, self.training, self.seed = Path(features_dir), config, training, seed
+        self.classes = class_names(annotations, config)
+        self.channel_std = channel_std
+        self.epoch = 0
+        self._cache: dict[int, Tensor] = {}
+        self._stored_length: dict[int, int] = {}
+        self._cached_bytes = 0
+        if not self.recordings:
+            raise DataError(f"no recordings to read from {self.features_dir}")
+        self._check_files()
+        self._fps = [self._frame_rate(r) for r in self.recordings]
+        self.input_dim = input_dim
+        if input_dim is None:
+            self.input_dim = self._features(0).shape[1]
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the crops and augmentations of an epoch."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Example:
+        recording = self.recordings[index]
+        features, grid = self.raw(index)
+        duration = recording.duration or covered_seconds(self._stored_length[index], self.config, self._fps[index])
+        labels = torch.from_numpy(recording.labels)
+        if not self.training:
+            segments = torch.from_numpy(grid.to_steps(recording.segments)).float()
+            return Example(recording.id, features, segments, labels, grid, duration)
+        features, grid, seen, kept = self._augmented(features, grid, recording.segments, index)
+        return Example(recording.id, features, torch.from_numpy(seen).float(), labels[kept], grid, duration)
+
+    def raw(self, index: int) -> tuple[Tensor, TimeGrid]:
+        """Whole features ``[T, C]`` of item ``index`` (resized with ``data.fixed_length``), not augmented, and their grid."""
+        features = self._features(index)
+        return features, recording_grid(self._stored_length[index], self.config, self._fps[index])
+
+    def _augmented(
+        self, features: Tensor, grid: TimeGrid, seconds: np.ndarray, index: int
+    ) -> tuple[Tensor, TimeGrid, np.ndarray, np.ndarray]:
+        """(features, grid, segments in steps, indices of the segments kept) of a training item."""
+        c = self.config
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        if c.stretch:
+            length = features.shape[0]
+            stretched = stretch_length(length, c.stretch, rng)
+            features, grid = resize(features, stretched), grid.resized(length, stretched)
+        reach = 0.5 if c.fixed_length else 0.5 * c.num_frames / c.feat_stride
+        window = (0, features.shape[0])
+        segments, kept = clip_segments(grid.to_steps(seconds), *window, reach, c.trunc_thresh)
+        crop = random_crop(segments, features.shape[0], c.max_length, c.crop_ratio, c.trunc_thresh, reach, rng)
+        if crop != window:
+            segments, inside = clip_segments(segments, *crop, reach, c.trunc_thresh)
+            kept = kept[inside]
+            features, grid = features[crop[0] : crop[1]], grid.cropped(crop[0])
+        return self._perturbed(features, rng), grid, segments - crop[0], kept
+
+    def _perturbed(self, features: Tensor, rng: np.random.Generator) -> Tensor:
+        c = self.config
+        if c.gain:
+            gain = np.exp(c.gain * rng.standard_normal(features.shape[1])).astype(np.float32)
+            features = features * torch.from_numpy(gain)
+        if c.noise:
+            if self.channel_std is None:
+                self.channel_std = fit_standardisation(self)[1]
+            std = torch.as_tensor(self.channel_std, dtype=torch.float32)
+            noise = rng.standard_normal(features.shape, dtype=np.float32)
+            features = features + c.noise * std * torch.from_numpy(noise)
+        return features
+
+    def _features(self, index: int) -> Tensor:
+        if index in self._cache:
+            return self._cache[index]
+        c = self.config
+        stored = torch.from_numpy(load_features(self._path(index), self.input_dim, npz_key=c.npz_key))
+        features = stored if c.fixed_length is None else resize(stored, c.fixed_length)
+        self._stored_length[index] = stored.shape[0]
+        size = features.numel() * features.element_size()
+        if self._cached_bytes + size <= CACHE_BYTES:
+            self._cache[index] = features
+            self._cached_bytes += size
+        return features
+
+    def _path(self, index: int) -> Path:
+        return feature_path(self.features_dir, self.recordings[index].id, self.config)
+
+    def _check_files(self) -> None:
+        if not self.features_dir.is_dir():
+            raise DataError(f"{self.features_dir}: no such folder of features (data.features)")
+        missing = [path.name for i in range(len(self)) if not (path := self._path(i)).is_file()]
+        if missing:
+            listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise DataError(
+                f"{self.features_dir}: {len(missing)} of {len(self)} recordings have no feature file: {listed}"
+            )
+
+    def _frame_rate(self, recording: Recording) -> float:
+        fps = self.config.fps or recording.fps
+        if fps is None:
+            raise DataError(f"recording {recording.id!r} has no fps in the annotations; set data.fps")
+        return fps
+
+
+def resize(features: Tensor, length: int) -> Tensor:
+    """Features ``[T, C]`` resized linearly in time to ``[length, C]``; outer edges stay in place."""
+    moved = F.interpolate(features.T.unsqueeze(0), size=length, mode="linear", align_corners=False)
+    return moved.squeeze(0).T.contiguous()
+
+
+def covered_seconds(steps: int, config: DataConfig, fps: float) -> float:
+    """Seconds of raw frames that ``steps`` stored feature steps see."""
+    return ((steps - 1) * config.feat_stride + config.num_frames) / fps
+
+
+def recording_grid(steps: int, config: DataConfig, fps: float) -> TimeGrid:
+    """Grid of a recording with ``steps`` stored feature steps, after the resize to ``data.fixed_length`` if there is one."""
+    if config.fixed_length is None:
+        return TimeGrid.from_frames(config.feat_stride, config.num_frames, fps)
+    step = covered_seconds(steps, config, fps) / config.fixed_length
+    return TimeGrid(step, 0.5 * step)
+
+
+def resized_example(name: str, features: Tensor, config: DataConfig) -> Example:
+    """A recording without ground truth, ready for inference.
+
+    Args:
+        name: recording id.
+        features: ``[T, C]`` as stored.
+        config: its ``fps`` must be set.
+
+    Raises:
+        DataError: ``data.fps`` is None.
+    """
+    if config.fps is None:
+        raise DataError(f"recording {name!r}: the frame rate is unknown; set data.fps")
+    steps = features.shape[0]
+    resized = features if config.fixed_length is None else resize(features, config.fixed_length)
+    return Example(
+        name, resized, torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64),
+        recording_grid(steps, config, config.fps), covered_seconds(steps, config, config.fps),
+    )  # fmt: skip
+
+
+def fit_standardisation(dataset: RecordingDataset) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and standard deviation ``[C]`` float32 over all steps of a dataset's recordings.
+
+    Computed in float64, recording by recording, on whole features without augmentation. A constant channel gets 1.
+    """
+    first = dataset.raw(0)[0].double()
+    count, mean, square = 0, torch.zeros_like(first[0]), torch.zeros_like(first[0])
+    for i in range(len(dataset)):
+        x = dataset.raw(i)[0].double()
+        # Chan's update keeps precision where the mean is much larger than the spread.
+        shift = x.mean(0) - mean
+        total = count + x.shape[0]
+        square = square + (x - x.mean(0)).square().sum(0) + shift.square() * (count * x.shape[0] / total)
+        mean = mean + shift * (x.shape[0] / total)
+        count = total
+    std = (square / count).sqrt()
+    constant = std <= 1e-7 * mean.abs() + 1e-12
+    return mean.float(), torch.where(constant, 1.0, std).float()

@@ -1,0 +1,131 @@
+"""Non-maximum suppression in time: hard, soft, batched over classes, with voting."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tzn import reference
+from tzn.ops.backend import choose_backend
+from tzn.ops.checks import check_device, check_floating, check_shape, checks_values, fail
+from tzn.ops.segment_iou import check_segments
+
+SOFT_METHODS = ("gaussian", "linear")
+
+
+def soft_nms(
+    segments: Tensor,
+    scores: Tensor,
+    *,
+    iou_threshold: float = 0.1,
+    sigma: float = 0.5,
+    min_score: float = 0.001,
+    method: str = "gaussian",
+    max_seg_num: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Soft-NMS (Bodla et al. 2017) of one list of candidates, with ActionFormer's rules.
+
+    Repeatedly takes the highest score and decays the rest by its overlap o (every length + 1e-6): Gaussian
+    ``s * exp(-o^2 / sigma)`` or linear ``s * (1 - o)`` where ``o >= iou_threshold``. A decayed score below ``min_score`` is
+    removed; the first pick is never tested.
+
+    Args:
+        segments: ``[N, 2]`` floating (start, end), any unit; scores: ``[N]``.
+        max_seg_num: stop after so many picks; 0: no cap.
+
+    Returns:
+        (indices of the picks ``[M]`` int64, their decayed scores ``[M]``), by falling score.
+
+    Raises:
+        ValueError: wrong shape, dtype or device, NaN scores, end < start, sigma <= 0, negative threshold, unknown method.
+    """
+    _check(segments, scores, iou_threshold, min_score, sigma)
+    if method not in SOFT_METHODS:
+        fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
+    choose_backend()
+    return reference.soft_nms(
+        segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
+        max_seg_num=max_seg_num,
+    )  # fmt: skip
+
+
+def nms(
+    segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float = 0.0, max_seg_num: int = 0
+) -> Tensor:
+    """Hard NMS: by falling score, drop what overlaps a kept segment by ``iou_threshold`` or more.
+
+    Args:
+        segments: ``[N, 2]`` floating (start, end); scores: ``[N]``.
+        min_score: if positive, only scores above it are considered.
+        max_seg_num: keep at most so many; 0: no cap.
+
+    Returns:
+        Indices ``[M]`` int64 by falling score.
+
+    Raises:
+        ValueError: as :func:`soft_nms`.
+    """
+    _check(segments, scores, iou_threshold, min_score, 1.0)
+    choose_backend()
+    return reference.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
+
+
+def batched_nms(
+    segments: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    iou_threshold: float,
+    min_score: float,
+    max_seg_num: int,
+    use_soft_nms: bool = True,
+    multiclass: bool = True,
+    sigma: float = 0.5,
+    voting_thresh: float = 0.75,
+    *,
+    method: str = "gaussian",
+    per_class_voting: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Suppress the candidates of one recording; a drop-in for ActionFormer's and OpenTAD's ``batched_nms``.
+
+    Multi-class: each class on its own, at most ``max_seg_num`` picks each, no voting unless ``per_class_voting``.
+    Class-agnostic: all together, then each kept segment becomes the mean of all candidates that overlap it by at least
+    ``voting_thresh``, weighted by score times IoU (0: no voting). At last sorted by falling score and cut.
+
+    Args:
+        segments: ``[N, 2]`` floating (start, end), any unit; scores: ``[N]``; labels: ``[N]`` integer.
+        iou_threshold: of hard and linear suppression; the Gaussian kind does not use it.
+        min_score: soft: decayed scores below are removed; hard: scores up to it are dropped first.
+        max_seg_num: number of segments returned at most.
+        use_soft_nms: soft (``method`` "gaussian" or "linear") or hard.
+
+    Returns:
+        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``).
+
+    Raises:
+        ValueError: as :func:`soft_nms`.
+    """
+    _check(segments, scores, iou_threshold, min_score, sigma)
+    check_shape("labels", labels, f"[N] = [{scores.shape[0]}]", scores.shape[0])
+    check_device("labels", labels, segments.device)
+    if labels.is_floating_point():
+        fail("labels", str(labels.dtype), "an integer tensor")
+    if method not in SOFT_METHODS:
+        fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
+    choose_backend()
+    return reference.batched_nms(
+        segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method if use_soft_nms else "hard",
+        multiclass=multiclass, sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+    )  # fmt: skip
+
+
+def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: float, sigma: float) -> None:
+    check_segments("segments", segments)
+    check_floating("scores", scores)
+    check_shape("scores", scores, f"[N] = [{segments.shape[0]}]", segments.shape[0])
+    check_device("scores", scores, segments.device)
+    if checks_values() and bool(scores.isnan().any()):
+        fail("scores", "NaN", "numbers")
+    for name, value in (("iou_threshold", iou_threshold), ("min_score", min_score)):
+        if not value >= 0:
+            fail(name, value, ">= 0")
+    if not sigma > 0:
+        fail("sigma", sigma, "> 0")
