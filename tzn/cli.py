@@ -17,7 +17,13 @@ OVERRIDES = "settings that replace those of the configuration, e.g. training.epo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``tzn`` command."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes KEY=VALUE arguments only in one place; a user may write them anywhere.
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see 'tzn {options.command} --help'")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
     try:
         options.run(options)
     except TznError as error:
@@ -142,13 +148,13 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
         "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json",
     )  # fmt: skip
     p.add_argument("checkpoint", type=Path, help="checkpoint, or the folder of a run")
-    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=".npy/.npz feature files or folders of them")
+    p.add_argument("inputs", nargs="+", metavar="INPUT", help=".npy/.npz feature files or folders of them")
     p.add_argument("--out", type=Path, required=True, help="predictions.json, .csv, or a folder for --format srt")
     p.add_argument("--format", choices=("json", "csv", "srt"), help="default: by the suffix of --out")
     p.add_argument("--fps", type=float, help="raw frames per second, where the configuration does not fix it")
     p.add_argument("--budget", type=float, help="mean depth in (0, 1] to run at")
     p.add_argument("--traces", type=Path, help="folder for distance and depth curves, for 'tzn plot'")
-    p.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=OVERRIDES)
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     _add_device(p, "cpu")
 
 
@@ -158,14 +164,16 @@ def _predict(o: argparse.Namespace) -> None:
     from tzn.errors import ConfigError
     from tzn.inference.predict import predict_files
 
-    checkpoint, config = _load(o.checkpoint, o.overrides)
+    inputs = [Path(text) for text in o.inputs if "=" not in text or Path(text).exists()]
+    overrides = [*o.overrides, *(text for text in o.inputs if Path(text) not in inputs)]
+    checkpoint, config = _load(o.checkpoint, overrides)
     try:
         settings = dataclasses.replace(config.inference, budget=o.budget or config.inference.budget)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     fmt = o.format or {".csv": "csv", ".srt": "srt"}.get(o.out.suffix, "json")
     found = predict_files(
-        checkpoint, o.inputs, o.out, fmt=fmt, fps=o.fps, inference=settings, traces=o.traces, device=o.device
+        checkpoint, inputs, o.out, fmt=fmt, fps=o.fps, inference=settings, traces=o.traces, device=o.device
     )
     print(f"{sum(len(d.scores) for d in found.values())} detections in {len(found)} recordings: {o.out}")
 

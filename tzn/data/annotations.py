@@ -10,6 +10,7 @@ import difflib
 import gzip
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def parse_annotations(
         DataError: everything but bad segments, see :func:`load_annotations`.
     """
     path = Path(path)
-    database = _database(_read_json(path), path)
+    database = read_database(path)
     names = _class_order(database, path) if classes is None else tuple(classes)
     index = {name: i for i, name in enumerate(names)}
     problems: list[Problem] = []
@@ -135,13 +136,27 @@ def parse_annotations(
     return Annotations(names, recordings, dropped), problems
 
 
-def _read_json(path: Path) -> Any:
+def read_database(path: Path) -> dict[str, Any]:
+    """The ``"database"`` object of an annotation file: entries by recording id, segments unchecked.
+
+    Raises:
+        DataError: unreadable file, wrong schema, duplicate recording id.
+    """
+    return _database(read_json(path), path)
+
+
+def read_json(path: Path) -> Any:
+    """Content of a ``.json`` or ``.json.gz`` file.
+
+    Raises:
+        DataError: missing, truncated or invalid file; an object that repeats a key.
+    """
     if not path.is_file():
-        raise DataError(f"{path}: no such annotation file; expected .json or .json.gz in the ActivityNet schema")
+        raise DataError(f"{path}: no such file; expected .json or .json.gz in the ActivityNet schema")
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, gzip.zlib.error, UnicodeDecodeError) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
@@ -149,6 +164,9 @@ def _read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     except RecursionError:
         raise DataError(f"{path}: not valid JSON: nested too deeply") from None
+
+
+_read_json = read_json
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
