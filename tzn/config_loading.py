@@ -17,16 +17,19 @@ from tzn.config import ExperimentConfig
 from tzn.errors import ConfigError
 
 
+PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
+
+
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Read an experiment.
 
     Args:
-        path: YAML file with sections ``model``, ``data``, ``training``, ``inference``, ``evaluation``; None for defaults.
+        path: YAML file with sections ``model``, ``data``, ``training``, ``inference``, ``evaluation``; None: defaults.
         overrides: ``section.name=value`` texts, the value in YAML (``data.crop_ratio=[0.9,1.0]``); later ones win.
 
     Raises:
-        ConfigError: missing file, invalid YAML, unknown section or name (with the nearest valid one), value of the wrong
-            type or outside its range; the message names the file or the override.
+        ConfigError: missing file, invalid YAML, unknown section or name (with the nearest valid one), value of the
+            wrong type or outside its range; the message names the file or the override.
     """
     content: dict[str, Any] = {}
     source = "overrides"
@@ -90,8 +93,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file() and (PACKAGED / path.name).is_file() and path.parent.name in ("", "configs"):
+        path = PACKAGED / path.name  # outside a checkout, configs/NAME.yaml is the packaged one
     if not path.is_file():
-        folder = path.parent
+        folder = path.parent if path.parent.is_dir() else PACKAGED
         files = sorted(f.name for f in folder.glob("*.y*ml")) if folder.is_dir() else []
         available = f"{folder} has: {', '.join(files)}" if files else f"{folder} has no YAML files"
         raise ConfigError(f"{path}: no such configuration; {available}")

@@ -100,7 +100,7 @@ def load_annotations(path: str | Path, *, strict: bool = True, classes: Sequence
 
     Raises:
         DataError: missing or unreadable file, wrong schema, duplicate recording id, label that is not in ``classes``
-            (always); bad segments (with ``strict``; an end up to 0.5 s past the duration is taken for rounding and kept).
+            (always); bad segments (with ``strict``; an end up to 0.5 s past the duration passes for rounding).
     """
     path = Path(path)
     annotations, problems = parse_annotations(path, classes=classes, overhang=OVERHANG_SECONDS if strict else 0.0)

@@ -145,8 +145,8 @@ def check_dataset(folder: str | Path, config: DataConfig, input_dim: int | None 
     """Look at a data folder, or at an annotation file alone.
 
     Args:
-        folder: holds ``config.annotations`` and, if present, ``config.features``; or an annotation file, whose features are
-            looked for beside it.
+        folder: holds ``config.annotations`` and, if present, ``config.features``; or an annotation file, whose
+            features are looked for beside it.
         config: file names and time grid.
         input_dim: expected feature width; other widths are listed as problems.
 

@@ -128,7 +128,8 @@ def _held_out(recordings: list[Recording], config: DataConfig) -> set[str]:
         if not matched:
             example = recordings[0].id
             raise DataError(
-                f"data.validation: {pattern!r} matches no recording of subset {config.train_subset!r} (such as {example!r})"
+                f"data.validation: {pattern!r} matches no recording of subset {config.train_subset!r} "
+                f"(such as {example!r})"
             )
         held_out.update(matched)
     return held_out
@@ -141,8 +142,8 @@ def _single_class(recording: Recording) -> Recording:
 class RecordingDataset(Dataset[Example]):
     """Recordings with features and ground truth.
 
-    Every random choice for item ``i`` is a pure function of (seed, epoch, i), see :meth:`set_epoch`; so resumed runs and
-    any number of loader processes see the same data. Features stay in memory after their first use, up to 4 GiB.
+    Every random choice for item ``i`` is a pure function of (seed, epoch, i), see :meth:`set_epoch`; so resumed runs
+    and any number of loader processes see the same data. Features stay in memory after their first use, up to 4 GiB.
 
     Args:
         annotations: the file that the recordings come from; gives the class names.
@@ -152,8 +153,8 @@ class RecordingDataset(Dataset[Example]):
         input_dim: expected feature width; None takes the first recording's.
         training: crop and augment, and keep only segments that the features show.
         seed: of crops and augmentation.
-        channel_std: ``[C]`` standard deviation of the features, the unit of ``data.noise``. None fits it when first needed;
-            set it before starting loader processes, else each of them fits it.
+        channel_std: ``[C]`` standard deviation of the features, the unit of ``data.noise``. None fits it when first
+            needed; set it before starting loader processes, else each of them fits it.
 
     Raises:
         DataError: no recordings, missing feature files, unknown frame rate; at item access whatever
@@ -207,7 +208,7 @@ class RecordingDataset(Dataset[Example]):
         return Example(recording.id, features, torch.from_numpy(seen).float(), labels[kept], grid, duration)
 
     def raw(self, index: int) -> tuple[Tensor, TimeGrid]:
-        """Whole features ``[T, C]`` of item ``index`` (resized with ``data.fixed_length``), not augmented, and their grid."""
+        """Whole features ``[T, C]`` of item ``index`` and their grid, resized to ``data.fixed_length`` but not augmented."""
         features = self._features(index)
         return features, recording_grid(self._stored_length[index], self.config, self._fps[index])
 
@@ -289,32 +290,11 @@ def covered_seconds(steps: int, config: DataConfig, fps: float) -> float:
 
 
 def recording_grid(steps: int, config: DataConfig, fps: float) -> TimeGrid:
-    """Grid of a recording with ``steps`` stored feature steps, after the resize to ``data.fixed_length`` if there is one."""
+    """Grid of a recording with ``steps`` stored feature steps, after the resize to ``data.fixed_length`` if any."""
     if config.fixed_length is None:
         return TimeGrid.from_frames(config.feat_stride, config.num_frames, fps)
     step = covered_seconds(steps, config, fps) / config.fixed_length
     return TimeGrid(step, 0.5 * step)
-
-
-def resized_example(name: str, features: Tensor, config: DataConfig) -> Example:
-    """A recording without ground truth, ready for inference.
-
-    Args:
-        name: recording id.
-        features: ``[T, C]`` as stored.
-        config: its ``fps`` must be set.
-
-    Raises:
-        DataError: ``data.fps`` is None.
-    """
-    if config.fps is None:
-        raise DataError(f"recording {name!r}: the frame rate is unknown; set data.fps")
-    steps = features.shape[0]
-    resized = features if config.fixed_length is None else resize(features, config.fixed_length)
-    return Example(
-        name, resized, torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64),
-        recording_grid(steps, config, config.fps), covered_seconds(steps, config, config.fps),
-    )  # fmt: skip
 
 
 def fit_standardisation(dataset: RecordingDataset) -> tuple[Tensor, Tensor]:

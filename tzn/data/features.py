@@ -35,8 +35,8 @@ def load_features(path: str | Path, input_dim: int | None = None, *, npz_key: st
         npz_key: name of the array inside an ``.npz``.
 
     Raises:
-        DataError: missing, empty, truncated or foreign file; wrong number of dimensions, width or dtype; no steps; NaN or
-            infinite values.
+        DataError: missing, empty, truncated or foreign file; wrong number of dimensions, width or dtype; no steps; NaN
+            or infinite values.
     """
     path = Path(path)
     stored = _open(path, npz_key)

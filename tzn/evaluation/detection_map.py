@@ -152,3 +152,18 @@ def _recall(flat: Flat, pairs: Pairs, threshold: float, k: int, present: np.ndar
 
 def _stack(arrays: list[np.ndarray], empty: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.asarray(a, dtype=np.float64).reshape(-1, *empty[1:]) for a in arrays] or [np.zeros(empty)])
+
+
+def precision_recall(
+    ground_truth: Mapping[str, GroundTruth], detections: Mapping[str, Detections], classes: Sequence[str], tiou: float
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Interpolated (recall, precision) curves by class name at one threshold."""
+    flat = flatten(ground_truth, detections, len(classes))
+    pairs = overlapping_pairs(flat.segments, flat.group, flat.truth_segments, flat.truth_group, tiou)
+    hit = match(pairs, flat.rank, len(flat.truth_segments), tiou) >= 0
+    curves = {}
+    for c in np.unique(flat.truth_labels):
+        true = np.cumsum(hit[flat.labels == c])
+        precision = np.maximum.accumulate((true / np.arange(1, len(true) + 1))[::-1])[::-1]
+        curves[classes[c]] = (true / (flat.truth_labels == c).sum(), precision)
+    return curves

@@ -52,7 +52,6 @@ class _Found(NamedTuple):
     step_scores: Tensor | None  # [T, C], only for pairing
 
 
-@torch.no_grad()
 def localize(
     model: TemporalZoomNet, features: Tensor, grid: TimeGrid, duration: float, config: InferenceConfig
 ) -> tuple[Detections, Trace]:
@@ -83,6 +82,7 @@ def localize_batch(model: TemporalZoomNet, batch: Batch, config: InferenceConfig
     return found
 
 
+@torch.no_grad()
 def candidates(model: TemporalZoomNet, features: Tensor, config: InferenceConfig) -> Raw:
     """Refined (or paired) candidates of one recording ``[T, input_dim]`` before suppression."""
     steps = features.shape[0]

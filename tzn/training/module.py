@@ -61,6 +61,7 @@ class LocalizerModule(pl.LightningModule):
         for name, value in losses.items():
             # Averaged over processes: the curve is the one of the global batch.
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=size)
+        self.log("train/loss_epoch", losses["loss"].detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         depth = (outputs.trunk.depths.tau * batch.mask).sum() / batch.mask.sum()
         self.log("train/depth_mean", depth.detach(), prog_bar=True, sync_dist=True, batch_size=size)
         return losses["loss"]

@@ -1,0 +1,90 @@
+"""``tzn plot``: pictures from annotation, prediction and trace files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tzn.data.annotations import Annotations, load_annotations
+from tzn.errors import DataError
+from tzn.evaluation.boundary_error import boundary_errors
+from tzn.evaluation.detection_map import GroundTruth, precision_recall
+from tzn.inference.detections import Detections, read_predictions
+from tzn.visualization.dataset_plots import plot_boundary_errors, plot_lengths, plot_precision_recall
+from tzn.visualization.timeline import plot_timeline
+
+PR_TIOU = 0.5
+
+
+def plot_files(
+    annotations: Path,
+    out: Path,
+    *,
+    predictions: Path | None = None,
+    traces: Path | None = None,
+    recordings: Sequence[str] | None = None,
+    split: str = "test",
+    window: str | None = None,
+    suffix: str = "png",
+) -> Iterator[Path]:
+    """Draw timelines of ``recordings``, or without any the plots of a whole split; yields the files written.
+
+    Raises:
+        DataError: unknown recording or split, bad window, unreadable files.
+    """
+    truth = load_annotations(annotations, strict=False)
+    found = read_predictions(predictions, truth.classes)[0] if predictions else {}
+    if not recordings:
+        yield from _split_plots(truth, found, split, out, suffix)
+        return
+    span = parse_window(window) if window else None
+    unknown = [name for name in recordings if name not in truth.recordings]
+    if unknown:
+        raise DataError(f"{annotations}: no recording {unknown[0]!r}; it has {', '.join(list(truth.recordings)[:5])}, …")
+    for name in recordings:
+        trace = load_trace(traces / f"{name}.npz") if traces else None
+        yield plot_timeline(
+            out / f"{name}.{suffix}", truth.recordings[name], truth.classes, found.get(name), trace, window=span
+        )
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """``start,end`` in seconds."""
+    try:
+        start, end = (float(x) for x in text.split(","))
+    except ValueError:
+        start = end = 0.0
+    if not end > start:
+        raise DataError(f"--window {text}: expected START,END in seconds, END after START")
+    return start, end
+
+
+def load_trace(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a trace file."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such trace; 'tzn predict --traces FOLDER' writes them")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return dict(content)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not a trace file ({error})") from None
+
+
+def _split_plots(
+    truth: Annotations, found: dict[str, Detections], split: str, out: Path, suffix: str
+) -> Iterator[Path]:
+    chosen = {r.id: GroundTruth(r.segments, r.labels) for r in truth.subset(split)}
+    lengths = {"annotated": np.concatenate([t.segments[:, 1] - t.segments[:, 0] for t in chosen.values()])}
+    mine = {name: d for name, d in found.items() if name in chosen}
+    if mine:
+        strong = np.concatenate([(d.segments[:, 1] - d.segments[:, 0])[d.scores >= 0.2] for d in mine.values()])
+        lengths["detected, score >= 0.2"] = strong
+        curves = precision_recall(chosen, mine, truth.classes, PR_TIOU)
+        yield plot_precision_recall(
+            out / f"precision_recall.{suffix}", curves, title=f"precision and recall at tIoU {PR_TIOU:g}, {split}"
+        )
+        errors = boundary_errors(chosen, mine, len(truth.classes))
+        yield plot_boundary_errors(out / f"boundary_errors.{suffix}", errors.error)
+    yield plot_lengths(out / f"lengths.{suffix}", lengths)
