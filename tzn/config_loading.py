@@ -16,7 +16,6 @@ import yaml
 from tzn.config import ExperimentConfig
 from tzn.errors import ConfigError
 
-
 PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
 
 

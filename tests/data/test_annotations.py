@@ -119,8 +119,8 @@ def test_only_the_first_problems_are_listed(write):
 
 
 BROKEN = [
-    pytest.param('{"database": {"a": {"subset": "x"}, "a": {"subset": "x"}}}', "recording id 'a' appears twice", id="id"),
-    pytest.param('{"database": {"a": {"subset": "x", "fps": 1, "fps": 2}}}', "key 'fps' appears twice", id="key"),
+    pytest.param('{"database": {"a": {"subset": "x"}, "a": {"subset": "x"}}}', "id 'a' appears twice", id="id-twice"),
+    pytest.param('{"database": {"a": {"subset": "x", "fps": 1, "fps": 2}}}', "key 'fps' appears twice", id="key-twice"),
     pytest.param('{"database": ', "not valid JSON", id="truncated"),
     pytest.param("", "not valid JSON", id="empty-file"),
     pytest.param({"results": {}}, r"expected an object .*found keys \['results'\]", id="predictions"),

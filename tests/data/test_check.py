@@ -123,7 +123,7 @@ def test_fixed_length_measures_in_resized_steps(folder):
     config = DataConfig(feat_stride=5, num_frames=5, fixed_length=100)  # 20 s in 100 steps
     report = check_dataset(folder, config)
     assert report.percentile_steps[100] == pytest.approx(80)
-    assert report.suggestions.max_length == 104  # 100, rounded up to the coarsest stride 8
+    assert report.suggestions.max_length == 112  # 100, rounded up to the coarsest stride 16
 
 
 def test_missing_annotations_raise(tmp_path):
@@ -155,9 +155,8 @@ def test_suggested_crop_holds_most_recordings_but_not_huge_ones():
     lengths = np.full(10, 40.0)
     assert suggest(lengths, np.full(20, 500.0)).max_length == 504
     assert suggest(lengths, np.full(20, 1e6)).max_length == 2304
-    assert (
-        suggest(np.full(10, 2000.0), np.full(20, 1e6)).max_length == 8064
-    )  # four segments of 2,000, in strides of 256
+    # Four segments of 2,000, rounded up to the coarsest stride 256.
+    assert suggest(np.full(10, 2000.0), np.full(20, 1e6)).max_length == 8192
 
 
 def test_real_data_sets(shared):

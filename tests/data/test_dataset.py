@@ -78,7 +78,7 @@ def test_training_examples_keep_features_and_segments_in_time(make, settings):
             lengths.add(steps)
             assert steps <= data.config.max_length
             clock = example.grid.to_seconds(np.arange(steps))
-            # Linear interpolation keeps a clock exact, but for the outermost steps of each resize, which repeat the edge.
+            # Linear interpolation keeps a clock exact, but for the outermost steps, which repeat the edge.
             inner = (clock > 0.5) & (clock < 19.5)
             np.testing.assert_allclose(example.features[inner, 0], clock[inner], atol=1e-4)
             seconds = example.grid.to_seconds(example.segments.double().numpy())

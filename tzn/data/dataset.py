@@ -208,7 +208,7 @@ class RecordingDataset(Dataset[Example]):
         return Example(recording.id, features, torch.from_numpy(seen).float(), labels[kept], grid, duration)
 
     def raw(self, index: int) -> tuple[Tensor, TimeGrid]:
-        """Whole features ``[T, C]`` of item ``index`` and their grid, resized to ``data.fixed_length`` but not augmented."""
+        """Whole features ``[T, C]`` of an item and their grid: resized to ``data.fixed_length``, not augmented."""
         features = self._features(index)
         return features, recording_grid(self._stored_length[index], self.config, self._fps[index])
 

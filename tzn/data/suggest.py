@@ -42,9 +42,9 @@ def suggest(segment_steps: np.ndarray, recording_steps: np.ndarray) -> Suggestio
         segment_steps: ``[N]`` lengths of the training segments in steps, N >= 1.
         recording_steps: ``[M]`` lengths of the training recordings in steps; may be empty where unknown.
 
-    The finest level's stride puts four points inside all but the shortest 2 % of segments (where the grid allows). As in
-    ActionFormer, a level of stride s answers for offsets from 2s to 4s, the finest also for smaller and the coarsest for
-    larger ones; there are as many levels as it takes to reach half the length of the longest 2 %.
+    The finest level's stride puts four points inside all but the shortest 2 % of segments (where the grid allows). As
+    in ActionFormer, a level of stride s answers for offsets from 2s to 4s, the finest also for smaller and the coarsest
+    for larger ones; there are as many levels as it takes to reach half the length of the longest 2 %.
     """
     shortest, quick, longest = np.percentile(segment_steps, [2, 10, 98])
     first_stride = min(2 ** max(math.floor(math.log2(shortest / POINTS_INSIDE)), 0), COARSEST_FIRST_STRIDE)

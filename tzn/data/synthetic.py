@@ -42,8 +42,8 @@ def generate_synthetic(
 
     A class shifts all channels, makes some oscillate and lets one rise. Classes come in pairs that share the shift and
     differ in frequency and slope, so no single step tells them apart. Actions last 0.8 to 15 s; some touch, some
-    overlap. At a boundary the signature fades over a width drawn log-uniformly from ``sharpness``. The rest is coloured noise,
-    slow drift and short distracting bumps.
+    overlap. At a boundary the signature fades over a width drawn log-uniformly from ``sharpness``. The rest is coloured
+    noise, slow drift and short distracting bumps.
 
     Args:
         folder: made if needed; files of the same name are replaced.

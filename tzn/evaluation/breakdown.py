@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from tzn.evaluation.detection_map import Flat, GroundTruth, Score, average_precision, flatten
-from tzn.evaluation.matching import match, overlapping_pairs
+from tzn.evaluation.detection_map import Score, average_precision, matched
+from tzn.evaluation.flat import GroundTruth, flatten
 from tzn.inference.detections import Detections
+
+
+class Bucket(NamedTuple):
+    """Scores of the ground truth in one range of lengths."""
+
+    segments: int  # ground-truth segments in the bucket
+    mAP: np.ndarray  # [tiou], mean over the classes with ground truth in the bucket
 
 
 def group_mAP(score: Score, names: Sequence[str]) -> np.ndarray | None:
@@ -23,42 +31,45 @@ def bucket_mAP(
     num_classes: int,
     tiou: Sequence[float],
     edges: Sequence[float],
-) -> dict[str, tuple[int, np.ndarray]]:
-    """mAP ``[tiou]`` and number of segments for each bucket of ground-truth length in seconds.
+) -> dict[str, Bucket]:
+    """mAP per bucket of ground-truth length, with COCO's rule for object areas.
 
-    Matching runs on all ground truth. For a bucket, detections matched to segments of other buckets are left out, and so
-    are unmatched detections whose own length lies outside the bucket (COCO's rule for object areas). The mean is over the
-    classes with ground truth in the bucket; empty buckets are absent.
+    Matching runs once on all ground truth. For a bucket, only its own segments are positives; a detection matched to a
+    segment of another bucket is left out (neither true nor false positive), and so is an unmatched detection whose own
+    length lies outside the bucket.
 
     Args:
-        edges: ascending upper edges; the last bucket is open.
+        ground_truth, detections: by recording id, as for :func:`tzn.evaluation.detection_map.score_detections`.
+        edges: ascending upper edges in seconds, each belonging to the bucket below it; the last bucket is open.
+
+    Returns:
+        by name ("<= 2 s", "2 - 4 s", "> 4 s"); buckets without ground truth are absent, and all are without edges.
+
+    Raises:
+        DataError: see :func:`tzn.evaluation.flat.flatten`.
+        ValueError: edges not ascending.
     """
+    if any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+        raise ValueError(f"edges = {list(edges)}: expected ascending lengths in seconds")
+    if not edges:
+        return {}
     flat = flatten(ground_truth, detections, num_classes)
-    pairs = overlapping_pairs(flat.segments, flat.group, flat.truth_segments, flat.truth_group, min(tiou))
-    taken = [match(pairs, flat.rank, len(flat.truth_segments), t) for t in tiou]
-    bucket_of_truth = np.searchsorted(edges, flat.truth_segments[:, 1] - flat.truth_segments[:, 0], side="left")
-    bucket_of_found = np.searchsorted(edges, flat.segments[:, 1] - flat.segments[:, 0], side="left")
-    results = {}
+    taken = matched(flat, tiou)[1]
+    of_truth = np.searchsorted(edges, flat.truth_segments[:, 1] - flat.truth_segments[:, 0])
+    of_detection = np.searchsorted(edges, flat.segments[:, 1] - flat.segments[:, 0])
+    # The bucket in which a detection counts: that of the segment it takes, else its own.
+    counts_in = np.where(taken >= 0, of_truth[taken] if len(of_truth) else of_detection, of_detection)
+    buckets = {}
     for bucket in range(len(edges) + 1):
-        inside = bucket_of_truth == bucket
-        if inside.any():
-            values = [_bucket_ap(flat, t, bucket, inside, bucket_of_truth, bucket_of_found) for t in taken]
-            results[_bucket_name(edges, bucket)] = (int(inside.sum()), np.array(values))
-    return results
+        positives = np.bincount(flat.truth_labels[of_truth == bucket], minlength=num_classes)
+        if positives.any():
+            inside = counts_in == bucket
+            ap = [average_precision(flat.labels[i], t[i] >= 0, positives) for i, t in zip(inside, taken, strict=True)]
+            buckets[_name(edges, bucket)] = Bucket(int(positives.sum()), np.stack(ap)[:, positives > 0].mean(1))
+    return buckets
 
 
-def _bucket_ap(
-    flat: Flat, taken: np.ndarray, bucket: int, inside: np.ndarray, bucket_of_truth: np.ndarray, bucket_of_found: np.ndarray
-) -> float:
-    matched = taken >= 0
-    of_match = bucket_of_truth[np.maximum(taken, 0)] if len(bucket_of_truth) else bucket_of_found
-    counted = np.where(matched, of_match == bucket, bucket_of_found == bucket)
-    part = flat._replace(truth_labels=flat.truth_labels[inside])
-    ap = average_precision(part, matched, counted)
-    return float(ap[np.unique(part.truth_labels)].mean())
-
-
-def _bucket_name(edges: Sequence[float], bucket: int) -> str:
+def _name(edges: Sequence[float], bucket: int) -> str:
     if bucket == 0:
         return f"<= {edges[0]:g} s"
     return f"> {edges[-1]:g} s" if bucket == len(edges) else f"{edges[bucket - 1]:g} - {edges[bucket]:g} s"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ from tzn.data.dataset import RecordingDataset, class_names, collate, fit_standar
 from tzn.errors import ConfigError, TrainingError
 from tzn.files import atomic_write
 from tzn.training.module import LocalizerModule
+
+
+# Lightning's tips and tree warnings say nothing about a run.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=r".*(treespec|does not have many workers|LeafSpec).*")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -18,7 +18,9 @@ def plot_precision_recall(
     axis = figure.subplots()
     styles = ("-", "--", ":")
     for i, (name, (recall, precision)) in enumerate(curves.items()):
-        axis.step(recall, precision, where="post", color=colour_of(i), linestyle=styles[i // 8 % 3], label=name, linewidth=1.6)
+        axis.step(
+            recall, precision, where="post", color=colour_of(i), linestyle=styles[i // 8 % 3], label=name, linewidth=1.6
+        )
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03), title=title)
     axis.grid(color="0.92")
     if curves:
@@ -39,7 +41,11 @@ def plot_boundary_errors(path: str | Path, errors: np.ndarray) -> Path:
         axis.hist(values, bins, histtype="stepfilled", alpha=0.35, color=colour)
         axis.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=name + median)
     axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set(xlabel="detected minus annotated, seconds", ylabel="segments", title=f"boundary errors of {len(errors)} segments")
+    axis.set(
+        xlabel="detected minus annotated, seconds",
+        ylabel="segments",
+        title=f"boundary errors of {len(errors)} segments",
+    )
     axis.legend(fontsize=9, frameon=False)
     return save_figure(figure, path)
 
@@ -56,8 +62,17 @@ def plot_lengths(path: str | Path, lengths: Mapping[str, Sequence[float] | np.nd
     bins = np.geomspace(everything.min() * 0.95, everything.max() * 1.05, 31)
     for i, (name, values) in enumerate(positive.items()):
         share = np.full(len(values), 1 / max(len(values), 1))
-        axis.hist(values, bins, weights=share, histtype="step", linewidth=1.8, color=colour_of(i), label=f"{name} ({len(values)})")
+        axis.hist(
+            values,
+            bins,
+            weights=share,
+            histtype="step",
+            linewidth=1.8,
+            color=colour_of(i),
+            label=f"{name} ({len(values)})",
+        )
     axis.set(xscale="log", xlabel="length in seconds", ylabel="share of segments", title="segment lengths")
     axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
     axis.legend(fontsize=9, frameon=False)
     return save_figure(figure, path)

@@ -42,7 +42,9 @@ def plot_files(
     span = parse_window(window) if window else None
     unknown = [name for name in recordings if name not in truth.recordings]
     if unknown:
-        raise DataError(f"{annotations}: no recording {unknown[0]!r}; it has {', '.join(list(truth.recordings)[:5])}, …")
+        raise DataError(
+            f"{annotations}: no recording {unknown[0]!r}; it has {', '.join(list(truth.recordings)[:5])}, …"
+        )
     for name in recordings:
         trace = load_trace(traces / f"{name}.npz") if traces else None
         yield plot_timeline(

@@ -1,18 +1,41 @@
-"""One recording along time: truth, detections with standard errors, distance fields, depth."""
+"""One recording along time: ground truth, detections with standard errors, distance fields, depth."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tzn.data.annotations import Recording
+from tzn.errors import DataError
 from tzn.inference.detections import Detections
-from tzn.visualization.style import END_COLOUR, START_COLOUR, colour_of, new_figure, save_figure
+from tzn.visualization.panels import draw_depth, draw_distance, draw_segments
+from tzn.visualization.style import new_figure, save_figure
 
 WIDTH = 16.0  # inches; 1600 pixels
+AXIS_PIXELS = 1300  # of the time axis, roughly: names and colour bars take the rest
+READABLE_PIXELS = 10  # three in four bars should be at least this wide, else time wraps
+MAX_HEIGHT = 11.0  # inches of panels
+ROW, DISTANCE, DEPTH = 0.3, 1.5, 0.25  # inches
+MAX_ROWS = 24  # classes with a row of their own
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which class is drawn in which row; classes without a row of their own share the last one."""
+
+    labels: tuple[int, ...]
+    shared: bool
+
+    def __len__(self) -> int:
+        return len(self.labels) + self.shared
+
+    def of(self, label: int) -> int:
+        return self.labels.index(label) if label in self.labels else len(self.labels)
 
 
 def plot_timeline(
@@ -25,103 +48,130 @@ def plot_timeline(
     window: tuple[float, float] | None = None,
     min_score: float = 0.2,
 ) -> Path:
-    """Draw a recording to ``.png`` or ``.svg``.
-
-    Args:
-        recording: its annotations; classes: names in label order.
-        detections: those with score >= ``min_score`` are drawn, one row per class, darker for higher scores, with
-            whiskers of one standard error at both ends.
-        trace: arrays of :func:`tzn.inference.traces.trace_arrays`: signed distances to the nearest start and end with a
-            band of one Laplace scale, dots on their zero crossings, and the depth tau as a band of colour.
-        window: (start, end) in seconds; None: everything.
+    """Draw a recording to ``.png`` or ``.svg``; see :func:`draw_timeline`.
 
     Raises:
-        DataError: another suffix. TznError: matplotlib missing.
+        DataError: another suffix, or a window that ends before it starts. TznError: matplotlib missing.
     """
-    first, last = window or _extent(recording, detections, trace)
-    shown = _shown(detections, min_score, first, last)
-    used = sorted({*_inside(recording, first, last).tolist(), *(shown.labels.tolist() if shown else [])})
-    heights = [max(0.35 * len(used), 1.0)] + ([2.4, 0.5] if trace else [])
-    figure = new_figure(WIDTH, sum(heights) + 1.6)
-    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_segments(axes[0], recording, shown, used, classes, (first, last))
-    if trace:
-        _draw_distance(axes[1], trace, first, last)
-        _draw_depth(figure, axes[2], trace)
-    axes[0].set_xlim(first, last)
-    axes[-1].set_xlabel("time in seconds")
-    figure.suptitle(recording.id, fontsize=13)
+    figure = draw_timeline(recording, classes, detections, trace, window=window, min_score=min_score)
     return save_figure(figure, path)
 
 
-def _extent(recording: Recording, detections: Detections | None, trace: Mapping[str, np.ndarray] | None):  # type: ignore[no-untyped-def]
+def draw_timeline(
+    recording: Recording,
+    classes: Sequence[str],
+    detections: Detections | None = None,
+    trace: Mapping[str, np.ndarray] | None = None,
+    *,
+    window: tuple[float, float] | None = None,
+    min_score: float = 0.2,
+) -> Any:
+    """A matplotlib figure; recordings whose segments would be too narrow to see are wrapped into several strips of time.
+
+    Args:
+        recording: its annotations; classes: names in label order.
+        detections: those with score >= ``min_score`` that no stronger one of their class mostly covers are drawn below
+            the annotations of their class, darker for higher scores, with whiskers of one standard error at both ends.
+            Classes that are not annotated here share the last row.
+        trace: arrays of :func:`tzn.inference.traces.trace_arrays`: signed distances to the nearest start and end with a
+            band of one Laplace scale, marks on their zero crossings, and the depth tau as a band of colour.
+        window: (start, end) in seconds; None: everything.
+
+    Raises:
+        DataError: a window that ends before it starts. TznError: matplotlib missing.
+    """
+    if window is not None and not window[1] > window[0]:
+        raise DataError(f"window {window}: expected (start, end) in seconds, end after start")
+    first, last = window or _extent(recording, detections, trace)
+    shown = None if detections is None else _strongest(detections, min_score, first, last)
+    rows = _rows(recording, shown, first, last)
+    distances = trace is not None and any(np.isfinite(trace[f"{side}_distance"]).any() for side in ("start", "end"))
+    panels = [max(ROW * len(rows), 0.5)] + [DISTANCE] * distances + [DEPTH] * (trace is not None)
+    strips = _strips(recording, shown, first, last, sum(panels))
+    figure = new_figure(WIDTH, len(strips) * (sum(panels) + 0.55) + 0.75)
+    axes = figure.subplots(len(strips) * len(panels), 1, height_ratios=panels * len(strips), squeeze=False)[:, 0]
+    for i, strip in enumerate(strips):
+        mine = list(axes[i * len(panels) : (i + 1) * len(panels)])
+        draw_segments(mine[0], recording, shown, rows, classes, strip, AXIS_PIXELS)
+        if distances:
+            assert trace is not None
+            draw_distance(mine[1], trace, recording.segments, strip, legend=i == 0)
+        if trace is not None:
+            draw_depth(figure, mine[-1], trace, strip)
+        for axis in mine:
+            axis.set_xlim(*strip)
+            axis.tick_params(labelbottom=axis is mine[-1], labelsize=9)
+            axis.xaxis.set_major_formatter(_clock if last > 600 else "{x:g}")
+    axes[-1].set_xlabel("time in minutes:seconds" if last > 600 else "time in seconds")
+    figure.suptitle(f"{recording.id}\n", fontsize=13)
+    figure.text(
+        0.5, 0.995, f"\n\n{_caption(detections, shown, min_score)}", ha="center", va="top", fontsize=9, color="0.3"
+    )
+    return figure
+
+
+def _caption(detections: Detections | None, shown: Detections | None, min_score: float) -> str:
+    if detections is None or shown is None:
+        return "annotated segments"
+    if not len(shown.scores):
+        return f"annotated segments; none of {len(detections.scores)} detections has score ≥ {min_score:g} here"
+    return (
+        f"upper bars: annotated; lower bars: the {len(shown.scores)} strongest of {len(detections.scores)} detections "
+        f"(score ≥ {min_score:g}, darker: higher), whiskers: one standard error"
+    )
+
+
+def _extent(
+    recording: Recording, detections: Detections | None, trace: Mapping[str, np.ndarray] | None
+) -> tuple[float, float]:
     ends = [recording.duration or 0.0, float(recording.segments.max(initial=0.0))]
     if detections is not None:
         ends.append(float(detections.segments.max(initial=0.0)))
-    if trace is not None:
+    if trace is not None and len(trace["time"]):
         ends.append(float(trace["time"][-1]))
-    return 0.0, max(max(ends), 1e-3)
+    last = max(max(ends), 1e-3)
+    return -0.004 * last, 1.004 * last  # room for whiskers
 
 
-def _inside(recording: Recording, first: float, last: float) -> np.ndarray:
-    seen = (recording.segments[:, 1] > first) & (recording.segments[:, 0] < last)
-    return recording.labels[seen]
-
-
-def _shown(detections: Detections | None, min_score: float, first: float, last: float) -> Detections | None:
-    if detections is None:
-        return None
-    keep = (detections.scores >= min_score) & (detections.segments[:, 1] > first) & (detections.segments[:, 0] < last)
+def _strongest(detections: Detections, min_score: float, first: float, last: float) -> Detections:
+    """Detections in the window with a score of ``min_score``, less those mostly covered by a stronger one of their class."""
+    start, end = detections.segments[:, 0], detections.segments[:, 1]
+    keep: list[int] = []
+    for i in np.argsort(-detections.scores, kind="stable"):
+        if detections.scores[i] < min_score or end[i] <= first or start[i] >= last:
+            continue
+        rivals = [j for j in keep if detections.labels[j] == detections.labels[i]]
+        overlap = np.minimum(end[i], end[rivals]) - np.maximum(start[i], start[rivals])
+        if not (overlap > 0.5 * np.minimum(end[i] - start[i], end[rivals] - start[rivals])).any():
+            keep.append(int(i))
     std = None if detections.std is None else detections.std[keep]
     return Detections(detections.segments[keep], detections.scores[keep], detections.labels[keep], std)
 
 
-def _draw_segments(
-    axis: Any, recording: Recording, shown: Detections | None, used: list[int], classes: Sequence[str],
-    window: tuple[float, float],
-) -> None:  # fmt: skip
-    row = {label: i for i, label in enumerate(used)}
-    for segment, label in zip(recording.segments, recording.labels.tolist(), strict=True):
-        if label in row:
-            axis.broken_barh([(segment[0], segment[1] - segment[0])], (row[label] - 0.42, 0.38), color=colour_of(label))
-    if shown is not None:
-        for i in np.argsort(shown.scores):  # strongest on top
-            start, end = shown.segments[i]
-            label, score = int(shown.labels[i]), float(shown.scores[i])
-            axis.broken_barh(
-                [(start, end - start)], (row[label] + 0.04, 0.38), facecolor=colour_of(label), alpha=0.15 + 0.6 * score,
-                edgecolor="black", linewidth=0.6,
-            )  # fmt: skip
-            if shown.std is not None and np.isfinite(shown.std[i]).all():
-                axis.errorbar([start, end], [row[label] + 0.23] * 2, xerr=shown.std[i], fmt="none", ecolor="black", capsize=2, elinewidth=1)
-    axis.set_yticks(range(len(used)), [classes[label] for label in used], fontsize=9)
-    axis.set_ylim(len(used) - 0.5, -0.5)
-    for edge in range(1, len(used)):
-        axis.axhline(edge - 0.5, color="0.9", linewidth=0.8, zorder=0)
-    half = "upper bar: annotated" + (", lower bar: detected (darker: higher score, whiskers: 1 standard error)" if shown else "")
-    axis.set_title(half, fontsize=9, loc="left", color="0.3")
+def _rows(recording: Recording, shown: Detections | None, first: float, last: float) -> Rows:
+    inside = (recording.segments[:, 1] > first) & (recording.segments[:, 0] < last)
+    annotated = recording.labels[inside]
+    detected = np.zeros(0, np.int64) if shown is None else shown.labels
+    labels, counts = np.unique(annotated if len(annotated) else detected, return_counts=True)
+    own = sorted(labels[np.argsort(-counts, kind="stable")][:MAX_ROWS].tolist())
+    return Rows(tuple(own), bool((~np.isin(np.concatenate([annotated, detected]), own)).any()))
 
 
-def _draw_distance(axis: Any, trace: Mapping[str, np.ndarray], first: float, last: float) -> None:
-    time = trace["time"]
-    for side, colour in (("start", START_COLOUR), ("end", END_COLOUR)):
-        distance, scale = trace[f"{side}_distance"], trace[f"{side}_scale"]
-        axis.fill_between(time, distance - scale, distance + scale, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(time, distance, color=colour, linewidth=1, label=f"to nearest {side}")
-        crossings = trace[f"{side}_crossings"]
-        seen = crossings[(crossings >= first) & (crossings <= last)]
-        marker = ">" if side == "start" else "<"
-        axis.plot(seen, np.zeros(len(seen)), marker, color=colour, markersize=6, markeredgecolor="white")
-    axis.axhline(0, color="0.4", linewidth=0.8)
-    axis.set_ylabel("signed distance\nin seconds", fontsize=9)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, frameon=False)
+def _strips(
+    recording: Recording, shown: Detections | None, first: float, last: float, height: float
+) -> list[tuple[float, float]]:
+    """Equal pieces of the window, as many as make most bars wide enough to see and the picture not too tall."""
+    segments = recording.segments if len(recording.segments) or shown is None else shown.segments
+    segments = segments[(segments[:, 1] > first) & (segments[:, 0] < last)]
+    count = 1
+    if len(segments):
+        typical = max(float(np.quantile(segments[:, 1] - segments[:, 0], 0.25)), 1e-9)
+        wanted = math.ceil(READABLE_PIXELS / AXIS_PIXELS * (last - first) / typical)
+        count = max(1, min(wanted, int(MAX_HEIGHT // height)))
+    edges = np.linspace(first, last, count + 1).tolist()
+    return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def _draw_depth(figure: Any, axis: Any, trace: Mapping[str, np.ndarray]) -> None:
-    time, depth = trace["time"], trace["depth"]
-    step = time[1] - time[0] if len(time) > 1 else 1.0
-    edges = np.append(time, time[-1] + step) - 0.5 * step
-    image = axis.pcolormesh(edges, [0, 1], depth[None], cmap="cividis", vmin=0, vmax=1, rasterized=True)
-    axis.set_yticks([])
-    axis.set_ylabel("depth τ", fontsize=9, rotation=0, ha="right", va="center")
-    figure.colorbar(image, ax=axis, ticks=[0, 1], pad=0.01, aspect=4)
+def _clock(seconds: float, _: object = None) -> str:
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{minutes:.0f}:{rest:04.1f}".removesuffix(".0") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
