@@ -35,6 +35,7 @@ class DataConfig:
         train_subset: subset name of the training recordings (case-insensitive).
         test_subset: subset name of the test recordings.
         validation: glob patterns of recording ids held out of ``train_subset`` for validation.
+        strict: refuse annotations with bad segments; otherwise repair or drop them and say how many.
         single_class: replace all labels by one class "action" (ActivityNet practice, external classes).
         max_length: training crops are at most this many steps.
         crop_ratio: random crops keep this share (low, high) of recordings not longer than ``max_length``.
@@ -56,6 +57,7 @@ class DataConfig:
     train_subset: str = "training"
     test_subset: str = "test"
     validation: tuple[str, ...] = ()
+    strict: bool = True
     single_class: bool = False
     max_length: int = 2304
     crop_ratio: tuple[float, float] | None = (0.9, 1.0)

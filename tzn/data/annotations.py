@@ -166,7 +166,6 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON: nested too deeply") from None
 
 
-_read_json = read_json
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tzn.config import DataConfig
-from tzn.data.annotations import Annotations, Recording
+from tzn.data.annotations import Annotations, Recording, load_annotations
 from tzn.data.augment import clip_segments, random_crop, stretch_length
 from tzn.data.features import feature_path, load_features
 from tzn.data.grid import TimeGrid
@@ -90,6 +91,19 @@ def collate(examples: list[Example]) -> Batch:
         grids=[e.grid for e in examples],
         durations=[e.duration for e in examples],
     )
+
+
+def load_split_annotations(folder: Path, config: DataConfig, classes: Sequence[str] | None = None) -> Annotations:
+    """The annotation file of a data folder; with ``config.strict`` off, a warning counts what was repaired or dropped.
+
+    Raises:
+        DataError: see :func:`tzn.data.annotations.load_annotations`.
+    """
+    path = folder / config.annotations
+    annotations = load_annotations(path, strict=config.strict, classes=classes)
+    for reason, count in annotations.dropped.items():
+        warnings.warn(f"{path}: {count} segments: {reason}", stacklevel=2)
+    return annotations
 
 
 def class_names(annotations: Annotations, config: DataConfig) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def bucket_mAP(
         DataError: see :func:`tzn.evaluation.flat.flatten`.
         ValueError: edges not ascending.
     """
-    if any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+    if any(b <= a for a, b in itertools.pairwise(edges)):
         raise ValueError(f"edges = {list(edges)}: expected ascending lengths in seconds")
     if not edges:
         return {}

@@ -54,8 +54,8 @@ def score_detections(
     else they are false positives, as are all in recordings without ground truth. A detection with IoU 0 / 0 takes the
     segment. AP sums precision, made monotone from the right, over the steps of recall. A class without detections has
     AP 0. Recall@kx is the share of a class's segments that any of the ``k * n`` best detections of their recording
-    reaches, ``n`` being its segments of the class. All means are over the classes with ground truth; detections of other
-    classes are ignored (the original lets some of them collide with other classes).
+    reaches, ``n`` being its segments of the class. All means are over the classes with ground truth; detections of
+    other classes are ignored (the original lets some of them collide with other classes).
 
     Args:
         ground_truth, detections: by recording id; ``segments`` in seconds, ``labels`` index ``classes``.

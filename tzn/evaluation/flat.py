@@ -155,16 +155,17 @@ def _group(
 
 
 def _stacked(arrays: Sequence[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
-    return np.concatenate([np.asarray(a, dtype=dtype).reshape(-1, *empty[1:]) for a in arrays] or [np.zeros(empty, dtype)])
+    parts: list[np.ndarray] = [np.asarray(a, dtype=dtype).reshape(-1, *empty[1:]) for a in arrays]
+    return np.concatenate(parts or [np.zeros(empty, dtype)])
 
 
 def _check(what: str, segments: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     count = len(labels)
     if np.shape(segments) != (count, 2) and (count or np.size(segments)):
-        raise DataError(f"{what}: segments have shape {np.shape(segments)}, expected [{count}, 2] as there are {count} labels")
+        raise DataError(f"{what}: segments have shape {np.shape(segments)}, expected [{count}, 2] like the labels")
     if not np.isfinite(segments).all():
         raise DataError(f"{what}: a segment has an end that is not finite")
-    if count and not (0 <= np.min(labels) and np.max(labels) < num_classes):
+    if count and not (np.min(labels) >= 0 and np.max(labels) < num_classes):
         raise DataError(f"{what}: label {np.min(labels)} or {np.max(labels)} lies outside [0, {num_classes})")
 
 

@@ -20,7 +20,8 @@ CHUNK_PAIRS = 1 << 21  # pairs compared at a time: bounds memory at about 150 MB
 class Pairs:
     """Overlapping (detection, ground truth) pairs of one group (recording and class).
 
-    Sorted by detection, then by falling IoU; of equal IoU the later ground truth first, as in the original scorer.
+    Sorted by detection, then by falling IoU; of equal IoU the earlier ground truth first. (The original leaves that order
+    to an unstable sort; with the earlier first the recorded results on real detections come out exactly.)
 
     Attributes:
         detection, truth: ``[M]`` int64 indices.
@@ -62,7 +63,7 @@ def overlapping_pairs(
         iou[np.isnan(iou)] = np.inf
         keep = iou >= min_iou
         detection, truth, iou = detection[keep], truth[keep], iou[keep]
-        wishes = np.lexsort((-truth, -iou, detection))
+        wishes = np.lexsort((truth, -iou, detection))
         parts.append((detection[wishes], truth[wishes], iou[wishes]))
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

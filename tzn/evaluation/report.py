@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,83 +11,109 @@ import numpy as np
 
 from tzn.config import EvaluationConfig
 from tzn.data.annotations import Recording
-from tzn.evaluation.boundary_error import boundary_errors, summarize_errors
-from tzn.evaluation.breakdown import bucket_mAP, group_mAP
-from tzn.evaluation.detection_map import GroundTruth, Score, score_detections
+from tzn.errors import ConfigError
+from tzn.evaluation.boundary_error import SIDES, boundary_errors, summarize_errors
+from tzn.evaluation.breakdown import Bucket, bucket_mAP, group_mAP
+from tzn.evaluation.detection_map import Score, score_detections
+from tzn.evaluation.flat import GroundTruth
 from tzn.inference.detections import Detections
 
+ERROR_KEYS = ("bias", "median", "p90")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class EvaluationReport:
-    """Scores with their breakdowns; ``to_dict`` is JSON-able, ``table`` is Markdown."""
+    """Scores with their breakdowns; fractions in [0, 1] (the table prints per cent), errors in seconds.
+
+    Attributes:
+        score: mAP, AP per class and recall.
+        short: ``[tiou]`` mAP over ``EvaluationConfig.short_classes``; None when none of them has ground truth.
+        buckets: mAP by length bucket, see :func:`tzn.evaluation.breakdown.bucket_mAP`.
+        errors: boundary errors, see :func:`tzn.evaluation.boundary_error.summarize_errors`.
+    """
 
     score: Score
-    short: np.ndarray | None  # [tiou] mAP over EvaluationConfig.short_classes
-    buckets: dict[str, tuple[int, np.ndarray]]  # name -> (segments, mAP [tiou])
-    errors: dict[str, Any]  # see summarize_errors
+    short: np.ndarray | None
+    buckets: dict[str, Bucket]
+    errors: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able; ``ap`` is ``[tiou][class]``, ``recall`` is ``[tiou][k]``, ``short_mAP`` is by tIoU."""
         s = self.score
-        keys = [f"{t:g}" for t in s.tiou]
         result: dict[str, Any] = {
             "tiou": list(s.tiou), "mAP": s.mAP.tolist(), "average_mAP": s.average_mAP, "ap": s.ap.tolist(),
-            "classes": list(s.classes), "top_k": list(s.top_k), "recall": s.recall.tolist(),
-            "length_buckets": {n: {"segments": c, "mAP": v.tolist()} for n, (c, v) in self.buckets.items()},
+            "classes": list(s.classes), "segments": s.counts.tolist(),
+            "top_k": list(s.top_k), "recall": s.recall.tolist(),
+            "length_buckets": {n: {"segments": b.segments, "mAP": b.mAP.tolist()} for n, b in self.buckets.items()},
             "boundary_error": self.errors,
         }  # fmt: skip
         if self.short is not None:
-            result["short_mAP"] = dict(zip(keys, self.short.tolist(), strict=True))
+            result["short_mAP"] = {f"{t:g}": float(v) for t, v in zip(s.tiou, self.short, strict=True)}
         return result
 
     def table(self) -> str:
-        """Markdown: mAP and recall per tIoU, per class, per length, and boundary errors."""
+        """Two Markdown tables: scores in per cent per tIoU, and boundary errors in seconds."""
         s = self.score
-        header = ["", *(f"{t:g}" for t in s.tiou), "average"]
-        rows = [_row("mAP @ tIoU", s.mAP)]
+        rows = [_row(f"mAP ({s.counts.sum()} segments)", s.mAP)]
         if self.short is not None:
             rows.append(_row("mAP, short classes", self.short))
-        rows += [_row(f"mAP, length {name} ({count})", values) for name, (count, values) in self.buckets.items()]
+        rows += [_row(f"mAP, length {name} ({b.segments})", b.mAP) for name, b in self.buckets.items()]
         rows += [_row(f"Recall@{k}x", s.recall[:, i]) for i, k in enumerate(s.top_k)]
-        rows += [_row(f"AP {name}", s.ap[:, i]) for i, name in enumerate(s.classes)]
-        return _markdown(header, rows) + "\n\n" + self._error_table()
+        rows += [_row(f"AP {name} ({s.counts[i]})", s.ap[:, i]) for i, name in enumerate(s.classes)]
+        return _markdown(["%", *(f"@{t:g}" for t in s.tiou), "average"], rows) + "\n\n" + self._error_table()
 
     def _error_table(self) -> str:
-        rows = [
-            [f"{name}, {side}", *(f"{values[key]:+.3f}" if key == "bias" else f"{values[key]:.3f}" for key in ERROR_KEYS)]
-            for name, sides in [("all", self.errors["overall"]), *self.errors["per_class"].items()]
-            for side, values in sides.items()
-        ]
-        title = f"boundary error, s ({self.errors['matched']} matched, {self.errors['missed']} missed)"
-        return _markdown([title, *ERROR_KEYS], rows)
-
-
-ERROR_KEYS = ["bias", "median", "p90"]
+        header = ["boundary error, s", "matched", *(f"{side} {key}" for side in SIDES for key in ERROR_KEYS)]
+        rows = []
+        for name, part in [("all", self.errors["overall"]), *self.errors["per_class"].items()]:
+            cells = [_seconds(part[side][key], key) if side in part else "-" for side in SIDES for key in ERROR_KEYS]
+            rows.append([name, f"{part['matched']} of {part['matched'] + part['missed']}", *cells])
+        table = _markdown(header, rows)
+        if calibration := self.errors.get("calibration"):
+            within = f"{100 * calibration['within_1_std']:.0f} % and {100 * calibration['within_2_std']:.0f} %"
+            table += f"\n\nerrors within 1 and 2 reported standard errors: {within} (Gaussian: 68 % and 95 %)"
+        return table
 
 
 def evaluate(
-    recordings: Sequence[Recording], detections: Mapping[str, Detections], classes: Sequence[str], config: EvaluationConfig
+    recordings: Sequence[Recording],
+    detections: Mapping[str, Detections],
+    classes: Sequence[str],
+    config: EvaluationConfig,
 ) -> EvaluationReport:
     """Score detections of annotated recordings.
 
     Args:
-        recordings: ground truth; detections: by recording id; classes: names in label order.
+        recordings: ground truth; recordings that have no entry in ``detections`` count as missed altogether.
+        detections: by recording id.
+        classes: names in label order.
+        config: thresholds, recall multiples, length buckets and short classes.
 
     Raises:
-        DataError: no ground truth at all.
+        DataError: no ground truth at all, or arrays that do not fit together.
+        ConfigError: ``config.short_classes`` has a name that is not a class, or ``length_buckets`` do not ascend.
     """
+    for name in config.short_classes:
+        if name not in classes:
+            close = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected some of {', '.join(classes)}"
+            raise ConfigError(f"evaluation.short_classes: {name!r} is not a class; {hint}")
     truth = {r.id: GroundTruth(r.segments, r.labels) for r in recordings}
     score = score_detections(truth, detections, classes, config.tiou, config.top_k)
-    errors = boundary_errors(truth, detections, len(classes))
-    return EvaluationReport(
-        score,
-        group_mAP(score, config.short_classes),
-        bucket_mAP(truth, detections, len(classes), config.tiou, config.length_buckets),
-        summarize_errors(errors, list(classes)),
-    )
+    try:
+        buckets = bucket_mAP(truth, detections, len(classes), config.tiou, config.length_buckets)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.length_buckets: {error}") from None
+    errors = summarize_errors(boundary_errors(truth, detections, len(classes)), classes)
+    return EvaluationReport(score, group_mAP(score, config.short_classes), buckets, errors)
 
 
 def _row(name: str, values: np.ndarray) -> list[str]:
     return [name, *(f"{100 * v:.1f}" for v in values), f"{100 * float(np.mean(values)):.1f}"]
+
+
+def _seconds(value: float, key: str) -> str:
+    return f"{value:+.3f}" if key == "bias" else f"{value:.3f}"
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
-import math
+import decimal
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tzn.data.annotations import _database, _read_json
+from tzn.data.annotations import read_database
 from tzn.errors import DataError
-from tzn.evaluation.detection_map import GroundTruth, score_detections, without_duplicates
-from tzn.inference.detections import read_predictions
+from tzn.evaluation.detection_map import score_detections
+from tzn.evaluation.flat import MIN_LENGTH, GroundTruth, distinct
+from tzn.inference.detections import Detections, read_predictions
+
+MAX_THRESHOLDS = 1000
 
 
 def score_files(
-    predictions: str | Path, annotations: str | Path, *, split: str, tiou: Sequence[float], top_k: Sequence[int] = (1, 5)
+    predictions: str | Path,
+    annotations: str | Path,
+    *,
+    split: str,
+    tiou: Sequence[float],
+    top_k: Sequence[int] = (1, 5),
+    ties: str = "first",
 ) -> dict[str, Any]:
-    """Score ActivityNet-style files (plain or gzip).
+    """Score ActivityNet-style files (``.json`` or ``.json.gz``).
+
+    Ground truth is taken as annotated: segments past the duration are neither clipped nor dropped.
+
+    Args:
+        split: subset name, case-insensitive.
+        tiou, top_k, ties: see :func:`tzn.evaluation.detection_map.score_detections`.
 
     Returns:
-        ``tiou``, ``mAP`` per threshold, ``average_mAP``, ``ap`` [tIoU][class], ``classes``, ``recall`` [tIoU][k],
-        ``warnings``: what was dropped, how often and why.
+        JSON-able: ``tiou``, ``mAP`` per threshold, ``average_mAP``, ``ap`` [tIoU][class], ``classes`` (those with
+        ground truth in the split; by ``label_id`` where the file has consistent ones, else by name), ``recall``
+        [tIoU][k], and ``warnings``: lines that count what was left out and why.
 
     Raises:
-        DataError: unreadable files, no recording in the split, no usable ground truth, bad ``top_k``.
+        DataError: unreadable file, no recording in the split, malformed or no usable ground truth, malformed
+            detections, thresholds or multiples out of range.
     """
-    if any(k < 1 for k in top_k):
-        raise DataError(f"top_k = {list(top_k)}: expected positive integers")
-    truth, classes, warnings = _ground_truth(Path(annotations), split)
+    annotations, predictions = Path(annotations), Path(predictions)
+    truth, classes, dirt = _ground_truth(annotations, split)
     found, unknown = read_predictions(predictions, classes)
-    if unknown:
-        warnings.append(f"{predictions}: {unknown} detections of classes without ground truth in {split!r} left out")
-    elsewhere = sum(len(d.scores) for name, d in found.items() if name not in truth)
-    if elsewhere:
-        warnings.append(f"{predictions}: {elsewhere} detections in recordings outside {split!r} count as false positives")
-    score = score_detections(truth, found, classes, tiou, top_k)
+    try:
+        score = score_detections(truth, found, classes, tiou, top_k, ties=ties)
+    except DataError as error:
+        raise DataError(f"{annotations}: subset {split!r}: {error}") from None
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    warnings = [f"{annotations}: {line}" for line in dirt]
+    warnings += [f"{predictions}: {line}" for line in _mismatches(truth, found, unknown, split)]
     return {
         "tiou": list(score.tiou), "mAP": score.mAP.tolist(), "average_mAP": score.average_mAP, "ap": score.ap.tolist(),
         "classes": list(score.classes), "recall": score.recall.tolist(), "warnings": warnings,
@@ -45,54 +64,94 @@ def score_files(
 
 
 def parse_tiou(text: str) -> tuple[float, ...]:
-    """``first:last:step`` (last included) or a comma list to thresholds.
+    """Thresholds of ``first:last:step`` (``last`` included when a step lands on it), a comma list, or one number.
+
+    Steps are counted in decimals: ``0.3:0.7:0.1`` gives exactly 0.3, 0.4, 0.5, 0.6, 0.7.
 
     Raises:
-        DataError: not numbers, outside (0, 1], empty or descending.
+        DataError: not numbers, outside (0, 1], a repeated threshold, an empty range, more than 1,000 thresholds.
     """
+    expected = "expected first:last:step such as 0.3:0.7:0.1, or a list such as 0.5,0.75"
     try:
-        if ":" in text:
-            first, last, step = (float(x) for x in text.split(":"))
-            count = math.floor((last - first) / step + 1e-6) + 1
-            values = [round(first + i * step, 10) for i in range(count)]
-        else:
-            values = [float(x) for x in text.split(",")]
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise DataError(f"--tiou {text!r}: expected first:last:step such as 0.3:0.7:0.1, or a list such as 0.5,0.75") from None
-    if not values or not all(0 < v <= 1 for v in values):
-        raise DataError(f"--tiou {text!r}: expected thresholds in (0, 1]")
-    return tuple(values)
+        numbers = [Decimal(part.strip()) for part in text.split(":" if ":" in text else ",")]
+    except decimal.InvalidOperation:
+        raise DataError(f"tiou {text!r}: {expected}") from None
+    if any(x.is_nan() or not 0 < x <= 1 for x in numbers):
+        raise DataError(f"tiou {text!r}: numbers lie outside (0, 1]; {expected}")
+    if ":" in text:
+        if len(numbers) != 3:
+            raise DataError(f"tiou {text!r}: {len(numbers)} numbers; {expected}")
+        first, last, step = numbers
+        if last < first or (last - first) / step >= MAX_THRESHOLDS:
+            raise DataError(f"tiou {text!r}: expected first <= last and at most {MAX_THRESHOLDS} thresholds")
+        numbers = [first + i * step for i in range(int((last - first) / step) + 1)]
+    if len(set(numbers)) < len(numbers):
+        raise DataError(f"tiou {text!r}: a threshold appears twice")
+    return tuple(float(x) for x in numbers)
 
 
 def _ground_truth(path: Path, split: str) -> tuple[dict[str, GroundTruth], list[str], list[str]]:
-    """Ground truth of a split exactly as annotated (nothing clipped), its classes, and warnings about dirt."""
-    database = _database(_read_json(path), path)
-    chosen = {n: e for n, e in database.items() if str(e.get("subset", "")).lower() == split.lower()}
+    """Ground truth of a split exactly as annotated, its classes, and what had to be left out."""
+    database = read_database(path)
+    chosen = {name: entry for name, entry in database.items() if entry["subset"].lower() == split.lower()}
     if not chosen:
-        there = sorted({str(e.get("subset")) for e in database.values()})
-        raise DataError(f"{path}: no recordings in subset {split!r}; it has {', '.join(there)}")
-    try:
-        rows = {n: [(a["segment"], a["label"]) for a in e.get("annotations", [])] for n, e in chosen.items()}
-        labels = sorted({label for annotations in rows.values() for _, label in annotations})
-        index = {label: i for i, label in enumerate(labels)}
-        truth = {
-            name: GroundTruth(
-                np.array([s for s, _ in annotations], dtype=np.float64).reshape(-1, 2),
-                np.array([index[label] for _, label in annotations], dtype=np.int64),
-            )
-            for name, annotations in rows.items()
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: an annotation is not {{segment: [start, end], label}} ({error!r})") from None
-    return truth, labels, [f"{path}: {text}" for text in _dirt(truth)]
+        there = ", ".join(f"{subset!r} ({n})" for subset, n in Counter(e["subset"] for e in database.values()).items())
+        raise DataError(f"{path}: no recording in subset {split!r}; it has {there}")
+    rows = {name: entry.get("annotations") or [] for name, entry in chosen.items()}
+    classes = _class_order(rows, path)
+    index = {label: i for i, label in enumerate(classes)}
+    truth, counts = {}, Counter[str]()
+    for name, items in rows.items():
+        segments = np.array([_segment(a, f"{path}: recording {name!r}, segment {i}") for i, a in enumerate(items)])
+        labels = np.array([index[a["label"]] for a in items], dtype=np.int64)
+        truth[name] = _usable(segments.reshape(-1, 2), labels, counts)
+    return truth, classes, [f"{count} {what}" for what, count in counts.items() if count]
 
 
-def _dirt(truth: dict[str, GroundTruth]) -> list[str]:
-    counts: Counter[str] = Counter()
-    for annotations in truth.values():
-        length = annotations.segments[:, 1] - annotations.segments[:, 0]
-        counts["segments that end before their start left out"] += int((length < 0).sum())
-        counts["segments shorter than 1 ms left out"] += int(((length >= 0) & (length < 1e-3)).sum())
-        kept = len(without_duplicates(annotations).labels)
-        counts["exact duplicates left out"] += int((length >= 1e-3).sum()) - kept
-    return [f"{count} {what}" for what, count in counts.items() if count]
+def _class_order(rows: dict[str, list[dict[str, Any]]], path: Path) -> list[str]:
+    """Names by ``label_id`` where names and ids correspond one to one, else alphabetically."""
+    pairs: dict[tuple[str, Any], None] = {}
+    for name, items in rows.items():
+        for i, annotation in enumerate(items):
+            label = annotation.get("label")
+            if not isinstance(label, str):
+                raise DataError(f"{path}: recording {name!r}, segment {i}: label is {label!r}, expected a class name")
+            number = annotation.get("label_id")
+            pairs[label, number if isinstance(number, int) else None] = None
+    names, numbers = {label for label, _ in pairs}, {number for _, number in pairs}
+    if None not in numbers and len(names) == len(numbers) == len(pairs):
+        return [label for label, _ in sorted(pairs, key=lambda pair: pair[1])]
+    return sorted(names)
+
+
+def _segment(annotation: dict[str, Any], where: str) -> list[float]:
+    segment = annotation.get("segment")
+    numbers = (int, float)
+    if not (isinstance(segment, list) and len(segment) == 2 and all(isinstance(x, numbers) for x in segment)):
+        raise DataError(f"{where}: {segment!r} is not a [start, end] pair of numbers")
+    return [float(x) for x in segment]
+
+
+def _usable(segments: np.ndarray, labels: np.ndarray, counts: Counter[str]) -> GroundTruth:
+    """Segments with finite ends; counts what scoring leaves out."""
+    finite = np.isfinite(segments).all(1)
+    counts["segments with an end that is not finite left out"] += int((~finite).sum())
+    segments, labels = segments[finite], labels[finite]
+    length = segments[:, 1] - segments[:, 0]
+    counts["segments that end before they start left out"] += int((length < 0).sum())
+    counts["segments shorter than 1 ms left out"] += int(((length >= 0) & (length < MIN_LENGTH)).sum())
+    counts["repeated segments left out"] += int((length >= MIN_LENGTH).sum() - distinct(segments, labels).sum())
+    return GroundTruth(segments, labels)
+
+
+def _mismatches(truth: dict[str, GroundTruth], found: dict[str, Detections], unknown: int, split: str) -> list[str]:
+    lines = []
+    if unknown:
+        lines.append(f"{unknown} detections left out: their class has no ground truth in subset {split!r}")
+    elsewhere = sum(len(d.scores) for name, d in found.items() if name not in truth)
+    if elsewhere:
+        lines.append(f"{elsewhere} detections in recordings outside subset {split!r} count as false positives")
+    missing = sum(1 for name, t in truth.items() if len(t.labels) and name not in found)
+    if missing:
+        lines.append(f"no detections for {missing} of {len(truth)} recordings in subset {split!r}: all missed")
+    return lines

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from tzn.config import ExperimentConfig
 from tzn.config_loading import config_from_dict
-from tzn.data.annotations import load_annotations
-from tzn.data.dataset import RecordingDataset, select_recordings
+from tzn.data.dataset import RecordingDataset, load_split_annotations, select_recordings
 from tzn.errors import DataError
 from tzn.evaluation.report import EvaluationReport, evaluate
 from tzn.inference.detections import Detections
@@ -63,7 +62,7 @@ def evaluate_checkpoint(
     """
     config = config or config_from_dict(checkpoint.config)
     inference = config.inference if budget is None else dataclasses.replace(config.inference, budget=budget)
-    annotations = load_annotations(data / config.data.annotations, classes=_class_order(checkpoint, config))
+    annotations = load_split_annotations(data, config.data, None if config.data.single_class else checkpoint.classes)
     recordings = select_recordings(annotations, config.data, split)
     if not recordings:
         raise DataError(f"{data}: no recordings in split {split!r}")
@@ -87,7 +86,3 @@ def evaluate_checkpoint(
     return CheckpointEvaluation(
         report, found, traces, depth / max(steps, 1), work / len(dataset) / 1e9, statistics.median(times)
     )
-
-
-def _class_order(checkpoint: LoadedCheckpoint, config: ExperimentConfig) -> tuple[str, ...] | None:
-    return None if config.data.single_class else checkpoint.classes

@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from tzn.config import DataConfig, InferenceConfig
 from tzn.config_loading import config_from_dict
-from tzn.data.dataset import resize
+from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features
-from tzn.data.grid import TimeGrid
 from tzn.errors import DataError
 from tzn.inference.detections import Detections, write_predictions, write_srt_folder
 from tzn.inference.localize import localize
@@ -57,9 +56,11 @@ def predict_files(
     saved = {}
     for path in tqdm(files, desc="predict", unit="recording", disable=not progress or len(files) < 2):
         stored = torch.from_numpy(load_features(path, npz_key=data.npz_key, input_dim=config.model.input_dim))
-        features, grid = on_time_grid(stored, data)
+        assert data.fps is not None
+        grid = recording_grid(stored.shape[0], data, data.fps)
+        features = stored if data.fixed_length is None else resize(stored, data.fixed_length)
         name = path.stem.removeprefix(data.file_prefix)
-        duration = float(grid.to_seconds(features.shape[0] - 1)) + max(grid.offset, 0.5 * grid.step)
+        duration = covered_seconds(stored.shape[0], data, data.fps)
         found[name], trace = localize(model, features.to(device), grid, duration, settings)
         if traces is not None:
             saved[name] = trace_arrays(trace, grid)
@@ -79,15 +80,6 @@ def with_fps(data: DataConfig, fps: float | None) -> DataConfig:
     if rate is None:
         raise DataError("the checkpoint does not fix the frame rate (data.fps is null): add --fps FRAMES_PER_SECOND")
     return dataclasses.replace(data, fps=rate)
-
-
-def on_time_grid(features: torch.Tensor, data: DataConfig) -> tuple[torch.Tensor, TimeGrid]:
-    """Features ``[T, C]``, resized where ``data.fixed_length`` says so, and their time grid."""
-    assert data.fps is not None
-    if data.fixed_length is None:
-        return features, TimeGrid.from_frames(data.feat_stride, data.num_frames, data.fps)
-    stride = ((features.shape[0] - 1) * data.feat_stride + data.num_frames) / data.fixed_length
-    return resize(features, data.fixed_length), TimeGrid.from_frames(stride, stride, data.fps)
 
 
 def feature_files(inputs: Sequence[Path], suffix: str) -> list[Path]:

@@ -60,7 +60,7 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path}: no such checkpoint; 'tzn train' writes checkpoints/best.ckpt and last.ckpt")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({str(error).splitlines()[0][:120]})") from None
 
 

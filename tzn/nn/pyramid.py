@@ -106,9 +106,7 @@ class TopDown(nn.Module):
             value = lateral(level) * valid.unsqueeze(-1)
             context = value if context is None else value + double(context, level.shape[1]) * valid.unsqueeze(-1)
         assert context is not None
-        sizes = [x.shape[1]]
-        for _ in range(self.pools - 1):
-            sizes.append(-(-sizes[-1] // 2))
-        for steps in reversed(sizes[: self.pools]):
-            context = double(context, steps)
+        for pool in reversed(range(self.pools)):
+            valid = mask[:, :: 1 << pool]
+            context = double(context, valid.shape[1]) * valid.unsqueeze(-1)
         return (self.full_rate(self.norm(x)) + context) * mask.unsqueeze(-1)

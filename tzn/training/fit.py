@@ -19,8 +19,14 @@ from torch.utils.data.distributed import DistributedSampler
 
 from tzn.config import ExperimentConfig
 from tzn.config_loading import dump_config
-from tzn.data.annotations import load_annotations
-from tzn.data.dataset import RecordingDataset, class_names, collate, fit_standardisation, select_recordings
+from tzn.data.dataset import (
+    RecordingDataset,
+    class_names,
+    collate,
+    fit_standardisation,
+    load_split_annotations,
+    select_recordings,
+)
 from tzn.errors import ConfigError, TrainingError
 from tzn.files import atomic_write
 from tzn.training.module import LocalizerModule
@@ -129,7 +135,7 @@ def build_datasets(
 ) -> tuple[RecordingDataset, RecordingDataset | None]:
     """Training recordings and (where ``data.validation`` names some) validation recordings."""
     c = config.data
-    annotations = load_annotations(data / c.annotations)
+    annotations = load_split_annotations(data, c)
     classes = class_names(annotations, c)
     if len(classes) != config.model.num_classes:
         raise ConfigError(f"model.num_classes = {config.model.num_classes}, but {data / c.annotations} has {len(classes)}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 THIN = 5  # pixels: narrower bars get neither outline nor whiskers, which would hide them
 LETTER = 5.5  # pixels of a 7-point letter
 MAX_POINTS = 6000  # of a curve; more do not show
+MAX_LINES = 150  # annotated boundaries in a strip; more would be a grey curtain
 
 
 def draw_segments(
@@ -28,13 +29,13 @@ def draw_segments(
     strip: tuple[float, float],
     pixels: float,
 ) -> None:
-    """A row per class: annotated segments above, detections below; bars carry the ids "annotated-i" and "detected-i"."""
+    """A row per class: annotated segments above, detections below, labelled "annotated i" and "detected i"."""
     scale = pixels / (strip[1] - strip[0])
     height = 0.4 if shown is not None else 0.7
     for i, (segment, label) in enumerate(zip(recording.segments, recording.labels.tolist(), strict=True)):
         if segment[1] > strip[0] and segment[0] < strip[1] and len(rows):
             _bar(axis, segment, rows.of(label) - 0.45 if shown is not None else rows.of(label) - 0.35, height,
-                 f"annotated-{i}", facecolor=colour_of(label), linewidth=0)  # fmt: skip
+                 f"annotated {i}", facecolor=colour_of(label), linewidth=0)  # fmt: skip
     if shown is not None:
         _draw_detections(axis, shown, rows, strip, scale)
     names = [classes[label] for label in rows.labels] + ["other classes"] * rows.shared
@@ -52,15 +53,17 @@ def _draw_detections(axis: Any, shown: Detections, rows: Rows, strip: tuple[floa
         start, end = shown.segments[i]
         if end <= strip[0] or start >= strip[1]:
             continue
-        row, wide = rows.of(int(shown.labels[i])), (end - start) * scale >= THIN
-        _bar(axis, (start, end), row + 0.02, 0.4, f"detected-{i}", facecolor=colour_of(int(shown.labels[i])),
-             alpha=0.2 + 0.65 * min(max(float(shown.scores[i]), 0.0), 1.0), edgecolor="black", linewidth=0.6 * wide)  # fmt: skip
+        label, wide = int(shown.labels[i]), (end - start) * scale >= THIN
+        row = rows.of(label)
+        strength = 0.2 + 0.65 * min(max(float(shown.scores[i]), 0.0), 1.0)
+        _bar(axis, (start, end), row + 0.02, 0.4, f"detected {i}", facecolor=colour_of(label), alpha=strength,
+             edgecolor="black", linewidth=0.6 * wide)  # fmt: skip
         for time, error in zip((start, end), (np.nan,) * 2 if shown.std is None else shown.std[i], strict=True):
             if np.isfinite(error) and wide:
                 whiskers.append((time - error, time + error, row + 0.22))
     if whiskers:
         left, right, height = np.array(whiskers).T
-        axis.hlines(height, left, right, color="black", linewidth=1, gid="whiskers")
+        axis.hlines(height, left, right, color="black", linewidth=1, label="whiskers")
         axis.vlines(np.concatenate([left, right]), np.tile(height, 2) - 0.09, np.tile(height, 2) + 0.09, color="black",
                     linewidth=1)  # fmt: skip
 
@@ -68,7 +71,7 @@ def _draw_detections(axis: Any, shown: Detections, rows: Rows, strip: tuple[floa
 def _bar(axis: Any, segment: Sequence[float], bottom: float, height: float, name: str, **look: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    axis.add_patch(Rectangle((segment[0], bottom), segment[1] - segment[0], height, gid=name, **look))
+    axis.add_patch(Rectangle((segment[0], bottom), segment[1] - segment[0], height, label=name, **look))
 
 
 def _name_others(
@@ -98,11 +101,12 @@ def draw_distance(
         axis.plot(time, distance, color=colour, linewidth=1, label=f"distance to the nearest {side} ± scale")
         crossings = trace[f"{side}_crossings"]
         seen = crossings[(crossings >= strip[0]) & (crossings <= strip[1])]
-        # A caret's tip touches the zero line, starts from below and ends from above, so neighbours do not hide each other.
+        # A caret's tip touches the zero line, starts from below and ends from above: neither hides the other.
         axis.plot(seen, np.zeros(len(seen)), linestyle="", marker=(6, 7)[i], color=colour, markersize=6,
-                  label=f"{side} found", gid=f"{side}-crossings")  # fmt: skip
-        for boundary in truth[:, i]:
-            if strip[0] < boundary < strip[1]:
+                  label=f"{side} found")  # fmt: skip
+        boundaries = truth[(truth[:, i] > strip[0]) & (truth[:, i] < strip[1]), i]
+        if len(boundaries) <= MAX_LINES:
+            for boundary in boundaries:
                 axis.axvline(boundary, color=colour, linewidth=0.5, linestyle=(0, (1, 2)), zorder=0)
     axis.axhline(0, color="0.4", linewidth=0.8)
     axis.set_ylim(-1.2 * largest, 1.2 * largest)

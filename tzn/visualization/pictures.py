@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from tzn.visualization.dataset_plots import plot_boundary_errors, plot_lengths, 
 from tzn.visualization.timeline import plot_timeline
 
 PR_TIOU = 0.5
+TRACE_KEYS = ("time", "depth", *(f"{s}_{k}" for s in ("start", "end") for k in ("distance", "scale", "crossings")))
+NOTHING = Detections(np.zeros((0, 2)), np.zeros(0), np.zeros(0, np.int64))
 
 
 def plot_files(
@@ -35,7 +39,9 @@ def plot_files(
         DataError: unknown recording or split, bad window, unreadable files.
     """
     truth = load_annotations(annotations, strict=False)
-    found = read_predictions(predictions, truth.classes)[0] if predictions else {}
+    found, unknown_labels = read_predictions(predictions, truth.classes) if predictions else ({}, 0)
+    if unknown_labels and not any(len(d.scores) for d in found.values()):
+        raise DataError(f"{predictions}: none of its classes is in {annotations}")
     if not recordings:
         yield from _split_plots(truth, found, split, out, suffix)
         return
@@ -47,9 +53,9 @@ def plot_files(
         )
     for name in recordings:
         trace = load_trace(traces / f"{name}.npz") if traces else None
-        yield plot_timeline(
-            out / f"{name}.{suffix}", truth.recordings[name], truth.classes, found.get(name), trace, window=span
-        )
+        detections = found.get(name, NOTHING) if predictions else None
+        file = out / f"{name.replace('/', '_')}.{suffix}"
+        yield plot_timeline(file, truth.recordings[name], truth.classes, detections, trace, window=span)
 
 
 def parse_window(text: str) -> tuple[float, float]:
@@ -69,9 +75,13 @@ def load_trace(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: no such trace; 'tzn predict --traces FOLDER' writes them")
     try:
         with np.load(path, allow_pickle=False) as content:
-            return dict(content)
-    except (ValueError, OSError) as error:
+            arrays = dict(content)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a trace file ({error})") from None
+    missing = [key for key in TRACE_KEYS if key not in arrays]
+    if missing:
+        raise DataError(f"{path}: not a trace file (it has no {missing[0]!r})")
+    return arrays
 
 
 def _split_plots(

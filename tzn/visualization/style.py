@@ -36,10 +36,11 @@ def save_figure(figure: Any, path: str | Path) -> Path:
         DataError: another suffix.
     """
     path = Path(path)
-    if path.suffix not in (".png", ".svg"):
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".svg"):
         raise DataError(f"{path}: pictures are written as .png or .svg")
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=100)
+        figure.savefig(file, format=suffix[1:], dpi=100)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ READABLE_PIXELS = 10  # three in four bars should be at least this wide, else ti
 MAX_HEIGHT = 11.0  # inches of panels
 ROW, DISTANCE, DEPTH = 0.3, 1.5, 0.25  # inches
 MAX_ROWS = 24  # classes with a row of their own
+CLOCK_AFTER = 600  # seconds: later times read better as minutes:seconds
+CLOCK_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def draw_timeline(
     window: tuple[float, float] | None = None,
     min_score: float = 0.2,
 ) -> Any:
-    """A matplotlib figure; recordings whose segments would be too narrow to see are wrapped into several strips of time.
+    """A matplotlib figure; where segments would be too narrow to see, time wraps into several strips.
 
     Args:
         recording: its annotations; classes: names in label order.
@@ -87,7 +90,8 @@ def draw_timeline(
     rows = _rows(recording, shown, first, last)
     distances = trace is not None and any(np.isfinite(trace[f"{side}_distance"]).any() for side in ("start", "end"))
     panels = [max(ROW * len(rows), 0.5)] + [DISTANCE] * distances + [DEPTH] * (trace is not None)
-    strips = _strips(recording, shown, first, last, sum(panels))
+    strips, readable = _strips(recording, shown, first, last, sum(panels))
+    clock = last > CLOCK_AFTER
     figure = new_figure(WIDTH, len(strips) * (sum(panels) + 0.55) + 0.75)
     axes = figure.subplots(len(strips) * len(panels), 1, height_ratios=panels * len(strips), squeeze=False)[:, 0]
     for i, strip in enumerate(strips):
@@ -101,12 +105,11 @@ def draw_timeline(
         for axis in mine:
             axis.set_xlim(*strip)
             axis.tick_params(labelbottom=axis is mine[-1], labelsize=9)
-            axis.xaxis.set_major_formatter(_clock if last > 600 else "{x:g}")
-    axes[-1].set_xlabel("time in minutes:seconds" if last > 600 else "time in seconds")
+            _time_ticks(axis, strip, clock)
+    axes[-1].set_xlabel("time in minutes:seconds" if clock else "time in seconds")
     figure.suptitle(f"{recording.id}\n", fontsize=13)
-    figure.text(
-        0.5, 0.995, f"\n\n{_caption(detections, shown, min_score)}", ha="center", va="top", fontsize=9, color="0.3"
-    )
+    caption = _caption(detections, shown, min_score) + ("" if readable else "; choose a window of time to see details")
+    figure.text(0.5, 0.995, f"\n\n{caption}", ha="center", va="top", fontsize=9, color="0.3")
     return figure
 
 
@@ -134,7 +137,7 @@ def _extent(
 
 
 def _strongest(detections: Detections, min_score: float, first: float, last: float) -> Detections:
-    """Detections in the window with a score of ``min_score``, less those mostly covered by a stronger one of their class."""
+    """Detections in the window of at least ``min_score`` that no stronger one of their class mostly covers."""
     start, end = detections.segments[:, 0], detections.segments[:, 1]
     keep: list[int] = []
     for i in np.argsort(-detections.scores, kind="stable"):
@@ -159,19 +162,27 @@ def _rows(recording: Recording, shown: Detections | None, first: float, last: fl
 
 def _strips(
     recording: Recording, shown: Detections | None, first: float, last: float, height: float
-) -> list[tuple[float, float]]:
-    """Equal pieces of the window, as many as make most bars wide enough to see and the picture not too tall."""
+) -> tuple[list[tuple[float, float]], bool]:
+    """Equal pieces of the window that make most bars wide enough to see; False where that needs too tall a picture."""
     segments = recording.segments if len(recording.segments) or shown is None else shown.segments
     segments = segments[(segments[:, 1] > first) & (segments[:, 0] < last)]
-    count = 1
+    wanted = count = 1
     if len(segments):
         typical = max(float(np.quantile(segments[:, 1] - segments[:, 0], 0.25)), 1e-9)
         wanted = math.ceil(READABLE_PIXELS / AXIS_PIXELS * (last - first) / typical)
         count = max(1, min(wanted, int(MAX_HEIGHT // height)))
     edges = np.linspace(first, last, count + 1).tolist()
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges)), wanted <= 2 * count
 
 
-def _clock(seconds: float, _: object = None) -> str:
-    minutes, rest = divmod(round(seconds, 1), 60)
-    return f"{minutes:.0f}:{rest:04.1f}".removesuffix(".0") if rest % 1 else f"{minutes:.0f}:{rest:02.0f}"
+def _time_ticks(axis: Any, strip: tuple[float, float], clock: bool) -> None:
+    if not clock:
+        axis.xaxis.set_major_formatter("{x:g}")
+        return
+    from matplotlib.ticker import MultipleLocator
+
+    step = next(
+        (s for s in CLOCK_STEPS if (strip[1] - strip[0]) / s <= 12), 3600 * math.ceil((strip[1] - strip[0]) / 43200)
+    )
+    axis.xaxis.set_major_locator(MultipleLocator(step))
+    axis.xaxis.set_major_formatter(lambda seconds, _: f"{seconds // 60:.0f}:{seconds % 60:02.0f}")
