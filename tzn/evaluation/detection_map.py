@@ -9,7 +9,7 @@ import numpy as np
 
 from tzn.errors import DataError
 from tzn.evaluation.flat import Flat, GroundTruth, flatten
-from tzn.evaluation.matching import Pairs, match, overlapping_pairs
+from tzn.evaluation.matching import Pairs, match, ordered_as_numpy_does, overlapping_pairs
 from tzn.inference.detections import Detections
 
 
@@ -61,10 +61,11 @@ def score_detections(
         ground_truth, detections: by recording id; ``segments`` in seconds, ``labels`` index ``classes``.
         tiou: thresholds in (0, 1].
         top_k: multiples k of Recall@kx, at least 1.
-        ties: order of detections with equal score. "first": as they come, recordings and detections alike, so the same
-            input gives the same numbers everywhere. "numpy": as the original, per class ``scores.argsort()[::-1]``, an
-            unstable sort whose order depends on NumPy's version and the processor's vector instructions; real
-            detections with rounded scores move by up to 0.01 mAP.
+        ties: order of equal scores and IoUs. "first": of equal scores the earlier detection (recordings and detections
+            as they come), of equal IoUs the later ground truth; the same input gives the same numbers everywhere.
+            "numpy": as the original, ``values.argsort()[::-1]``, an unstable sort whose order depends on NumPy's
+            version and the processor's vector instructions. It matters where scores are rounded: on real THUMOS14
+            detections the two differ by up to 0.005 mAP and 0.012 recall.
 
     Raises:
         DataError: no ground truth at all, or arrays that do not fit together (see :func:`tzn.evaluation.flat.flatten`).
@@ -98,7 +99,10 @@ def precision_recall(
 
 def matched(flat: Flat, tiou: Sequence[float]) -> tuple[Pairs, np.ndarray]:
     """Overlapping pairs, and ``[tiou, N]`` the ground-truth segment that each detection takes or -1."""
-    pairs = overlapping_pairs(flat.segments, flat.group, flat.truth_segments, flat.truth_group, min(tiou))
+    arrays = flat.segments, flat.group, flat.truth_segments, flat.truth_group
+    pairs = overlapping_pairs(*arrays, min(tiou))
+    if flat.ties == "numpy":
+        pairs = ordered_as_numpy_does(pairs, *arrays)
     return pairs, match(pairs, len(flat.segments), len(flat.truth_segments), tiou)
 
 

@@ -40,6 +40,7 @@ class Flat:
         std: ``[N, 2]`` seconds, standard errors of start and end, NaN where unknown.
         truth_segments, truth_labels, truth_group: ``[G, 2]``, ``[G]``, ``[G]``.
         num_classes: C.
+        ties: order of equal scores and equal IoUs, see :func:`tzn.evaluation.detection_map.score_detections`.
     """
 
     segments: np.ndarray
@@ -52,6 +53,7 @@ class Flat:
     truth_labels: np.ndarray
     truth_group: np.ndarray
     num_classes: int
+    ties: str
 
     def among_best(self, k: int) -> np.ndarray:
         """``[N]`` bool: among the ``k * n`` best of its group, where the group has ``n`` ground-truth segments."""
@@ -72,7 +74,7 @@ def flatten(
 
     Args:
         ground_truth, detections: by recording id.
-        ties: order of equal scores, see :func:`tzn.evaluation.detection_map.score_detections`.
+        ties: order of equal scores and IoUs, see :func:`tzn.evaluation.detection_map.score_detections`.
 
     Raises:
         DataError: shapes that do not fit, values that are not finite, labels outside ``[0, num_classes)``; names the
@@ -105,7 +107,7 @@ def flatten(
     return Flat(
         _stacked([d.segments for d in detections.values()], (0, 2), np.float64)[order],
         scores[order], labels[order], group[order], place[order], _stacked(unknown, (0, 2), np.float64)[order],
-        truth_segments, truth_labels, truth_group, num_classes,
+        truth_segments, truth_labels, truth_group, num_classes, ties,
     )  # fmt: skip
 
 

@@ -20,8 +20,7 @@ CHUNK_PAIRS = 1 << 21  # pairs compared at a time: bounds memory at about 150 MB
 class Pairs:
     """Overlapping (detection, ground truth) pairs of one group (recording and class).
 
-    Sorted by detection, then by falling IoU; of equal IoU the earlier ground truth first. (The original leaves that order
-    to an unstable sort; with the earlier first the recorded results on real detections come out exactly.)
+    Sorted by detection, then by falling IoU; of equal IoU the later ground truth first.
 
     Attributes:
         detection, truth: ``[M]`` int64 indices.
@@ -63,9 +62,26 @@ def overlapping_pairs(
         iou[np.isnan(iou)] = np.inf
         keep = iou >= min_iou
         detection, truth, iou = detection[keep], truth[keep], iou[keep]
-        wishes = np.lexsort((truth, -iou, detection))
+        wishes = np.lexsort((-truth, -iou, detection))
         parts.append((detection[wishes], truth[wishes], iou[wishes]))
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def ordered_as_numpy_does(
+    pairs: Pairs, segments: np.ndarray, group: np.ndarray, truth_segments: np.ndarray, truth_group: np.ndarray
+) -> Pairs:
+    """The same pairs with equal IoUs in the order of ``iou.argsort()[::-1]`` over all ground truth of the group.
+
+    That is an unstable sort; the original scorer uses it.
+    """
+    truth = pairs.truth.copy()
+    tied = np.flatnonzero((pairs.detection[1:] == pairs.detection[:-1]) & (pairs.iou[1:] == pairs.iou[:-1]))
+    for detection in np.unique(pairs.detection[tied]):
+        first, last = np.searchsorted(pairs.detection, [detection, detection + 1])
+        candidates = np.flatnonzero(truth_group == group[detection])
+        iou = segment_iou(segments[[detection] * len(candidates)], truth_segments[candidates])
+        truth[first:last] = candidates[np.argsort(iou)[::-1][: last - first]]
+    return Pairs(pairs.detection, truth, pairs.iou)
 
 
 def _chunks(count: np.ndarray) -> list[np.ndarray]:

@@ -168,7 +168,7 @@ def _anchor_candidates(
     rows, back = chosen.point.unique(return_inverse=True)
     offset, scale = model.offset_head.at(trunk, rows)
     stride = points.stride[chosen.point].unsqueeze(-1)
-    step_scores = _step_scores(kept, points, keep) if per_step else None
+    step_scores = _step_scores(scores, points, keep) if per_step else None
     return _Found(
         points.position[chosen.point] + keep.origin,
         points.level[chosen.point],

@@ -61,7 +61,7 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({str(error).splitlines()[0][:120]})") from None
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({' '.join(str(error).split())[:120] or type(error).__name__})") from None
 
 
 def run_checkpoint(path: Path) -> Path:

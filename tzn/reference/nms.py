@@ -35,8 +35,8 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """Repeatedly take the highest score and decay the others; returns (indices ``[M]``, decayed scores ``[M]``).
 
-    Gaussian: ``s * exp(-o^2 / sigma)``; linear: ``s * (1 - o)`` where ``o >= iou_threshold``; hard: ``0`` there. What falls
-    below ``min_score`` is removed; the first pick is never tested. ``max_seg_num`` <= 0: no cap.
+    Gaussian: ``s * exp(-o^2 / sigma)``; linear: ``s * (1 - o)`` where ``o >= iou_threshold``; hard: ``0`` there. What
+    falls below ``min_score`` is removed; the first pick is never tested. ``max_seg_num`` <= 0: no cap.
     """
 
     def decay(overlap: Tensor, score: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _suppress(segments: Tensor, scores: Tensor, decay, cap: int, total: int) -> 
         nothing = torch.zeros(0, dtype=torch.long, device=scores.device)
         return _Picks(nothing, nothing, scores.new_zeros(0))
     index, score = torch.cat(picked_index, dim=1), torch.cat(picked_score, dim=1)
-    row, step = (score > -torch.inf).nonzero(as_tuple=True)
+    row, step = (score != -torch.inf).nonzero(as_tuple=True)  # NaN, from segments with end < start, stays
     return _Picks(row, index[row, step], score[row, step])
 
 

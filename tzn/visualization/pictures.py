@@ -48,9 +48,8 @@ def plot_files(
     span = parse_window(window) if window else None
     unknown = [name for name in recordings if name not in truth.recordings]
     if unknown:
-        raise DataError(
-            f"{annotations}: no recording {unknown[0]!r}; it has {', '.join(list(truth.recordings)[:5])}, …"
-        )
+        near = difflib.get_close_matches(unknown[0], truth.recordings, n=1) or list(truth.recordings)[:1]
+        raise DataError(f"{annotations}: no recording {unknown[0]!r}; did you mean {near[0]!r}?")
     for name in recordings:
         trace = load_trace(traces / f"{name}.npz") if traces else None
         detections = found.get(name, NOTHING) if predictions else None
