@@ -351,8 +351,9 @@ def test_every_case_of_the_wide_set_is_tested_or_left_out_for_a_reason(goldens):
     assert names == {*mark.args[1], "label_collision", "random_epic", "score_ties"}
 
 
-# On the real detections most scores are rounded and tied, and the original breaks ties with NumPy's unstable sort. These
-# results were recorded where that sort used AVX2 instructions, so the exact comparison runs in a process limited to them.
+# On the real detections most scores are rounded and tied, and the original breaks ties with NumPy's unstable sort.
+# These results were recorded where that sort used AVX2 instructions, so the exact comparison runs in a process that
+# may use no others.
 
 REAL = ("a2net_action_detection_af38", "turn_union_no_nms")
 SCORE_REAL = """
@@ -393,7 +394,7 @@ def test_real_detections_with_ties_as_they_come_stay_near_the_original(goldens, 
 
 
 def test_real_detections_without_ties_do_not_depend_on_the_order_of_recordings(shared):
-    results = json.loads(gzip.open(shared / "data/predictions" / f"{REAL[0]}.json.gz").read())["results"]
+    results = json.loads(gzip.decompress((shared / "data/predictions" / f"{REAL[0]}.json.gz").read_bytes()))["results"]
     database = json.loads((shared / "data/thumos14/annotations.json").read_text())["database"]
     real, ids = ground_truth_of(database, "test")
     label_ids = {a["label"]: a["label_id"] for e in database.values() for a in e["annotations"]}

@@ -36,7 +36,7 @@ def sequential(segments, group, truth_segments, truth_group, threshold):
     return taken
 
 
-# Coordinates on a coarse grid make equal IoUs and exact threshold hits common; detections may be inverted or of no length.
+# A coarse grid makes equal IoUs and exact threshold hits common; detections may be inverted or of no length.
 detection = st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(0, 2))
 truth = st.tuples(st.integers(0, 7), st.integers(1, 4), st.integers(0, 2)).map(lambda t: (t[0], t[0] + t[1], t[2]))
 

@@ -6,6 +6,7 @@ Rows (classes) are suppressed side by side: one vectorised step per pick, whatev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,11 @@ from torch import Tensor
 from tzn.reference.segment_iou import segment_iou
 
 EPS = 1e-6  # added to every length
+LOG2_E = 1.4426950408889634
 CHECK_EVERY = 16  # picks between looks at whether the overall cap is reached
+
+
+Decay = Callable[[Tensor, Tensor], Tensor]  # (overlap, score) -> new score, -inf where the candidate is removed
 
 
 class _Picks(NamedTuple):
@@ -39,14 +44,7 @@ def soft_nms(
     falls below ``min_score`` is removed; the first pick is never tested. ``max_seg_num`` <= 0: no cap.
     """
 
-    def decay(overlap: Tensor, score: Tensor) -> Tensor:
-        if method == "gaussian":
-            decayed = score * torch.exp(-(overlap * overlap) / sigma)
-        else:
-            weight = 1 - overlap if method == "linear" else torch.zeros_like(overlap)
-            decayed = torch.where(overlap >= iou_threshold, score * weight, score)
-        return torch.where(decayed < min_score, -torch.inf, decayed)
-
+    decay = _decay(method, iou_threshold, sigma, min_score)
     picks = _suppress(segments[None], scores[None], decay, max_seg_num, 0)
     return picks.index, picks.score
 
@@ -80,17 +78,7 @@ def batched_nms(
         return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0)
     rows = _rows(labels if multiclass else torch.zeros_like(labels), scores, min_score if method == "hard" else 0.0)
     padded = torch.where(rows >= 0, scores[rows.clamp(min=0)], -torch.inf)
-    if method == "hard":
-        decay = _remove(iou_threshold)
-    else:
-
-        def decay(overlap: Tensor, score: Tensor) -> Tensor:
-            if method == "gaussian":
-                decayed = score * torch.exp(-(overlap * overlap) / sigma)
-            else:
-                decayed = torch.where(overlap >= iou_threshold, score * (1 - overlap), score)
-            return torch.where(decayed < min_score, -torch.inf, decayed)
-
+    decay = _remove(iou_threshold) if method == "hard" else _decay(method, iou_threshold, sigma, min_score)
     picks = _suppress(segments[rows.clamp(min=0)], padded, decay, max_seg_num, max_seg_num)
     kept = rows[picks.row, picks.index]
     new_segments, new_scores, new_labels = segments[kept], picks.score, labels[kept]
@@ -115,7 +103,25 @@ def vote_segments(
     return (weight / weight.sum(1, keepdim=True)) @ segments
 
 
-def _remove(iou_threshold: float):  # type: ignore[no-untyped-def]
+def _exp(x: Tensor) -> Tensor:
+    # torch.exp starts threads even for 2,000 numbers (MKL): 6 ms instead of 3 us a call when the other core is busy.
+    # Through float64 the result is rounded once, like exp's own.
+    return torch.exp2(x.double() * LOG2_E).to(x.dtype)
+
+
+def _decay(method: str, iou_threshold: float, sigma: float, min_score: float) -> Decay:
+    def decay(overlap: Tensor, score: Tensor) -> Tensor:
+        if method == "gaussian":
+            decayed = score * _exp(-(overlap * overlap) / sigma)
+        else:
+            weight = 1 - overlap if method == "linear" else torch.zeros_like(overlap)
+            decayed = torch.where(overlap >= iou_threshold, score * weight, score)
+        return torch.where(decayed < min_score, -torch.inf, decayed)
+
+    return decay
+
+
+def _remove(iou_threshold: float) -> Decay:
     return lambda overlap, score: torch.where(overlap >= iou_threshold, -torch.inf, score)
 
 
@@ -134,12 +140,12 @@ def _rows(groups: Tensor, scores: Tensor, min_score: float) -> Tensor:
     return padded
 
 
-def _suppress(segments: Tensor, scores: Tensor, decay, cap: int, total: int) -> _Picks:  # type: ignore[no-untyped-def]
+def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: int) -> _Picks:
     """Pick the highest score of every row, decay the rest of the row, repeat.
 
     Args:
         segments: ``[R, N, 2]``; scores: ``[R, N]``, -inf where there is no candidate.
-        decay: (overlap, score) -> new score, -inf where the candidate is removed.
+        decay: how the pick lowers the others.
         cap: most picks per row (<= 0: all).
         total: stop once ``total`` picks over all rows exceed every score that is left (<= 0: never): scores only fall,
             so what follows cannot enter the best ``total``.

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+
+from tzn.cli import build_parser, main
+from tzn.training import train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return small_run.small_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    train(small_run.small_config("training.epochs=6"), data, out, accelerator="cpu", progress=False)
+    return out
+
+
+def _fails(capsys, *arguments: object) -> str:
+    """The one line that a failing command prints; exit code 2."""
+    assert main([str(a) for a in arguments]) == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("tzn ")]
+    assert len(lines) == 1 and "Traceback" not in printed.err, printed.err
+    return lines[0]
+
+
+def test_every_command_explains_itself_with_an_example(capsys):
+    parser = build_parser()
+    assert "tzn demo" in parser.format_help()
+    for command in (["demo"], ["train"], ["eval"], ["predict"], ["score"], ["data", "check"], ["plot"], ["info"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--help"])
+        assert stopped.value.code == 0
+        assert "example: tzn" in capsys.readouterr().out
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["backends"]["reference"] == "available"
+    assert info["versions"]["torch"] and "cpu" in info["devices"]
+    assert main(["info"]) == 0
+    assert "versions" in capsys.readouterr().out
+
+
+def test_train_from_yaml_with_overrides_anywhere(data, tmp_path, capsys):
+    from tzn.config_loading import dump_config
+
+    (tmp_path / "small.yaml").write_text(dump_config(small_run.small_config()))
+    command = ["train", tmp_path / "small.yaml", "--data", data, "training.epochs=2", "--out", tmp_path / "run"]
+    command += ["--device", "cpu", "--no-progress", "training.warmup_epochs=0"]
+    assert main([str(c) for c in command]) == 0
+    assert "next: tzn eval" in capsys.readouterr().out
+    assert "epochs: 2" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_eval_compares_depths_and_writes_predictions(run, data, tmp_path, capsys):
+    budgets = [word for b in ("trained", "0.1", "1") for word in ("--budget", b)]
+    assert main(["eval", str(run), "--data", str(data), *budgets, "--json", "--out", str(tmp_path)]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["0.1"]["mean_depth"] == pytest.approx(0.1, abs=0.01)
+    assert results["1"]["mean_depth"] == 1
+    assert results["0.1"]["gmac_per_recording"] < 0.95 * results["1"]["gmac_per_recording"]
+    written = json.loads((tmp_path / "predictions.json").read_text())["results"]
+    database = json.loads((data / "annotations.json").read_text())["database"]
+    assert set(written) == {name for name, entry in database.items() if entry["subset"] == "test"}
+    assert main(["eval", str(run), "--data", str(data)]) == 0
+    assert "mean depth" in capsys.readouterr().out
+    # What eval wrote scores the same from its file.
+    assert main(["score", str(tmp_path / "predictions.json"), str(data / "annotations.json"), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert list(scored) == ["tiou", "mAP", "average_mAP", "ap", "classes", "recall"]
+    assert scored["average_mAP"] == pytest.approx(results["trained"]["average_mAP"], abs=1e-3)
+
+
+@pytest.mark.parametrize("fmt", ["json", "csv", "srt"])
+def test_predict_writes_every_format_and_plot_draws_it(run, data, tmp_path, fmt, capsys):
+    files = sorted((data / "features").glob("*.npy"))[:2]
+    out = tmp_path / ("subtitles" if fmt == "srt" else f"predictions.{fmt}")
+    command = ["predict", run, *files, "--out", out, "--format", fmt, "--traces", tmp_path / "traces"]
+    assert main([str(c) for c in command]) == 0
+    if fmt == "srt":
+        assert {p.name for p in out.iterdir()} == {f"{f.stem}.srt" for f in files}
+    if fmt == "csv":
+        assert out.read_text().startswith("video,start,end,label,score")
+    if fmt == "json":
+        results = json.loads(out.read_text())["results"]
+        assert set(results) == {f.stem for f in files}
+        first = results[files[0].stem][0]
+        assert set(first) == {"segment", "label", "score", "segment_std"}
+        command = ["plot", data / "annotations.json", "--predictions", out, "--traces", tmp_path / "traces"]
+        assert main([str(c) for c in [*command, "--recording", files[0].stem, "--out", tmp_path / "plots"]]) == 0
+        assert (tmp_path / "plots" / f"{files[0].stem}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _bad_file(kind: str, folder: Path) -> Path:
+    path = folder / "recording.npy"
+    good = np.zeros((50, 6), np.float32)
+    if kind == "nan":
+        good[7, 2] = np.nan
+    np.save(path, np.zeros((50, 5), np.float32) if kind == "width" else good)
+    if kind == "empty":
+        path.write_bytes(b"")
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:500])
+    if kind == "missing":
+        path.unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("empty", "empty"), ("width", "5"), ("nan", "step 7, channel 2"), ("truncated", "truncated"), ("missing", "no such")],
+)
+def test_predict_on_a_bad_file_is_one_clear_line_and_writes_nothing(run, tmp_path, capsys, kind, words):
+    line = _fails(capsys, "predict", run, _bad_file(kind, tmp_path), "--out", tmp_path / "out" / "p.json", "--traces", tmp_path / "t")
+    assert "recording.npy" in line and words in line
+    assert not (tmp_path / "out").exists() and not (tmp_path / "t").exists()
+
+
+def test_a_good_file_beside_a_bad_one_is_not_written_either(run, data, tmp_path, capsys):
+    good = next((data / "features").glob("*.npy"))
+    _fails(capsys, "predict", run, good, _bad_file("nan", tmp_path), "--out", tmp_path / "p.json")
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_missing_checkpoints_configs_and_options(run, data, tmp_path, capsys):
+    assert "no such checkpoint" in _fails(capsys, "predict", tmp_path / "no.ckpt", data, "--out", tmp_path / "p.json")
+    assert "no such configuration" in _fails(capsys, "train", tmp_path / "no.yaml", "--data", data)
+    assert "did you mean" in _fails(capsys, "eval", run, "--data", data, "inference.modee=pair")
+    assert "--budget 1.5" in _fails(capsys, "eval", run, "--data", data, "--budget", "1.5")
+    assert "no such" in _fails(capsys, "score", tmp_path / "p.json", data / "annotations.json")
+    assert "'tests'" in _fails(capsys, "plot", data / "annotations.json", "--split", "tests", "--out", tmp_path / "x")
+    assert "tiou 'half'" in _fails(capsys, "score", "p.json", "a.json", "--tiou", "half")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "x.yaml", "--data", "d", "--epochs", "3"])
+    assert stopped.value.code == 2
+
+
+def test_data_check_prints_and_suggests(data, capsys):
+    assert main(["data", "check", str(data)]) == 0
+    assert "regression_ranges" in capsys.readouterr().out
+    assert main(["data", "check", str(data), "--json", "data.fps=10"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert "data.fps" in _fails(capsys, "data", "check", data, "data.fps=-1")
+
+
+def test_import_needs_no_extras_and_no_compiled_parts():
+    """In a fresh process: neither lightning nor matplotlib nor triton is imported by ``import tzn.ops, tzn.models``."""
+    code = (
+        "import sys, tzn, tzn.ops, tzn.models, tzn.cli; "
+        "print([m for m in ('lightning', 'matplotlib', 'triton') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def _peak_memory(run: Path, path: Path, out: Path) -> int:
+    """Peak resident kilobytes of a process that predicts."""
+    code = (
+        "import sys, resource; from tzn.cli import main; "
+        f"code = main(['predict', {str(run)!r}, {str(path)!r}, '--out', {str(out)!r}]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def test_a_recording_of_200000_steps_takes_bounded_memory(run, tmp_path):
+    peaks = []
+    for steps in (20_000, 200_000):
+        path = tmp_path / f"long_{steps}.npy"
+        np.save(path, np.random.default_rng(0).standard_normal((steps, 6)).astype(np.float32))
+        peaks.append(_peak_memory(run, path, tmp_path / f"{steps}.json"))
+        assert json.loads((tmp_path / f"{steps}.json").read_text())["results"]
+    assert peaks[1] - peaks[0] < 150_000, f"{peaks} KB: ten times the steps took {peaks[1] - peaks[0]} KB more"
