@@ -65,17 +65,30 @@ def main() -> None:
     rows = []
     for share in shares:
         quartiles = statistics.quantiles(times[share], n=4)
-        row = {"active_share": share, "gmac": gmac[share], "median_s": median[share], "quartiles_s": [quartiles[0], quartiles[2]]}
+        row = {
+            "active_share": share,
+            "gmac": gmac[share],
+            "median_s": median[share],
+            "quartiles_s": [quartiles[0], quartiles[2]],
+        }
         if share < 1:
             saved_time = 1 - median[share] / median[1.0]
             saved_work = 1 - gmac[share] / gmac[1.0]
             row |= {"saved_time": saved_time, "saved_multiply_adds": saved_work, "ratio": saved_time / saved_work}
         rows.append(row)
-    print("| active | GMAC | median ms (quartiles) | saved time | saved multiply-adds | ratio |\n|---|---|---|---|---|---|")
+    print(
+        "| active | GMAC | median ms (quartiles) | saved time | saved multiply-adds | ratio |\n|---|---|---|---|---|---|"
+    )
     for row in rows:
         low, high = (1e3 * q for q in row["quartiles_s"])
-        saved = f"{row['saved_time']:.1%} | {row['saved_multiply_adds']:.1%} | {row['ratio']:.2f}" if "ratio" in row else "- | - | -"
-        print(f"| {row['active_share']:.0%} | {row['gmac']:.2f} | {1e3 * row['median_s']:.0f} ({low:.0f}-{high:.0f}) | {saved} |")
+        saved = (
+            f"{row['saved_time']:.1%} | {row['saved_multiply_adds']:.1%} | {row['ratio']:.2f}"
+            if "ratio" in row
+            else "- | - | -"
+        )
+        print(
+            f"| {row['active_share']:.0%} | {row['gmac']:.2f} | {1e3 * row['median_s']:.0f} ({low:.0f}-{high:.0f}) | {saved} |"
+        )
     if options.out:
         content = {
             "command": "python benchmarks/pace.py", "date": date.today().isoformat(), "torch": torch.__version__,

@@ -49,9 +49,7 @@ def main() -> None:
 
     data, out, *rest = sys.argv[1:]
     overrides = [text for text in rest if "=" in text]
-    train(
-        small_config(*overrides), Path(data), Path(out), resume="--resume" in rest, accelerator="cpu", progress=False
-    )
+    train(small_config(*overrides), Path(data), Path(out), resume="--resume" in rest, accelerator="cpu", progress=False)
 
 
 if __name__ == "__main__":

@@ -120,10 +120,25 @@ def _bad_file(kind: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("empty", "empty"), ("width", "5"), ("nan", "step 7, channel 2"), ("truncated", "truncated"), ("missing", "no such")],
+    [
+        ("empty", "empty"),
+        ("width", "5"),
+        ("nan", "step 7, channel 2"),
+        ("truncated", "truncated"),
+        ("missing", "no such"),
+    ],
 )
 def test_predict_on_a_bad_file_is_one_clear_line_and_writes_nothing(run, tmp_path, capsys, kind, words):
-    line = _fails(capsys, "predict", run, _bad_file(kind, tmp_path), "--out", tmp_path / "out" / "p.json", "--traces", tmp_path / "t")
+    line = _fails(
+        capsys,
+        "predict",
+        run,
+        _bad_file(kind, tmp_path),
+        "--out",
+        tmp_path / "out" / "p.json",
+        "--traces",
+        tmp_path / "t",
+    )
     assert "recording.npy" in line and words in line
     assert not (tmp_path / "out").exists() and not (tmp_path / "t").exists()
 

@@ -134,7 +134,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
             _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a positive integer")
-        _require(0 <= self.warmup_epochs < self.epochs, "training.warmup_epochs", self.warmup_epochs, "< training.epochs")
+        _require(
+            0 <= self.warmup_epochs < self.epochs, "training.warmup_epochs", self.warmup_epochs, "< training.epochs"
+        )
         _require(
             self.batch_size % self.accumulate == 0,
             "training.accumulate",
@@ -206,7 +208,10 @@ class InferenceConfig:
         _require(0 <= self.vote_correlation <= 1, "inference.vote_correlation", self.vote_correlation, "in [0, 1]")
         _require(self.budget is None or 0 < self.budget <= 1, "inference.budget", self.budget, "in (0, 1], or null")
         _require(
-            self.nms in ("soft", "linear", "hard", "none"), "inference.nms", self.nms, "'soft', 'linear', 'hard' or 'none'"
+            self.nms in ("soft", "linear", "hard", "none"),
+            "inference.nms",
+            self.nms,
+            "'soft', 'linear', 'hard' or 'none'",
         )
         _require(self.max_segments >= 1, "inference.max_segments", self.max_segments, ">= 1")
         _require(self.chunk >= 256, "inference.chunk", self.chunk, ">= 256 steps")

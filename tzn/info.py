@@ -24,14 +24,20 @@ def collect_info() -> dict[str, dict[str, Any]]:
         chosen = choose_backend()
     except ValueError as error:
         chosen = f"none: {error}"
-    devices = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"}
+    devices = {
+        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    }
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             devices[f"cuda:{i}"] = torch.cuda.get_device_name(i)
     else:
         devices["cuda"] = "none found by this torch"
     asked = os.environ.get("TZN_BACKEND", "auto")
-    return {"versions": versions, "backends": {**backends(), f"chosen (TZN_BACKEND={asked})": chosen}, "devices": devices}
+    return {
+        "versions": versions,
+        "backends": {**backends(), f"chosen (TZN_BACKEND={asked})": chosen},
+        "devices": devices,
+    }
 
 
 def _version(package: str) -> str:

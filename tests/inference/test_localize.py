@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ import torch
 from tzn.config import InferenceConfig
 from tzn.data.dataset import Example, collate
 from tzn.data.grid import TimeGrid
-from tzn.inference import localize, localize_batch
-from tzn.inference.localize import candidates
+from tzn.inference import localize as module
+from tzn.inference.localize import candidates, localize, localize_batch
 from tzn.models import TemporalZoomNet, TemporalZoomNetConfig
 
 GRID = TimeGrid(0.1, 0.05)
@@ -66,7 +65,7 @@ def test_refining_where_candidates_need_it_equals_refining_with_dense_fields(mon
     sparse = candidates(model, x, config)
     computed = ~sparse.trace.distance[0].isnan()
     assert 0.05 < computed.float().mean() < 0.95, "the test must leave steps out"
-    monkeypatch.setattr(sys.modules["tzn.inference.localize"], "_wanted_rows", lambda *a: None)
+    monkeypatch.setattr(module, "_wanted_rows", lambda *a: None)
     dense = candidates(model, x, config)
     assert not dense.trace.distance.isnan().any()
     _compare(sparse, dense)

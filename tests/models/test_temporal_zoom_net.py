@@ -92,7 +92,8 @@ def test_every_parameter_gets_a_gradient():
     model = build().train()
     outputs = model(*batch())
     total = sum(
-        x.pow(2).sum() for x in (outputs.class_logits, outputs.offsets, outputs.offset_scale, outputs.distance, outputs.distance_scale)
+        x.pow(2).sum()
+        for x in (outputs.class_logits, outputs.offsets, outputs.offset_scale, outputs.distance, outputs.distance_scale)
     )
     total.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []

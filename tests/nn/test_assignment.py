@@ -13,7 +13,9 @@ from tzn.nn.assignment import assign_points
 @pytest.mark.parametrize("variant", ["thumos_like", "anet_like", "ego4d_like", "conv_backbone"])
 def test_labels_equal_the_goldens(goldens: Path, variant, radius):
     arrays = np.load(goldens / "full" / "model_tiny.npz")
-    points = np.concatenate([arrays[f"{variant}/padded/points{i}"] for i in range(8) if f"{variant}/padded/points{i}" in arrays])
+    points = np.concatenate(
+        [arrays[f"{variant}/padded/points{i}"] for i in range(8) if f"{variant}/padded/points{i}" in arrays]
+    )
     position, low, high, stride = torch.from_numpy(points).T
     for b in range(3):
         if f"{variant}/train/segments{b}" not in arrays:

@@ -36,7 +36,9 @@ def test_laplace_loss_is_least_at_the_mean_absolute_error():
 def test_losses_have_gradients():
     torch.manual_seed(0)
     logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: focal_loss(z.double(), (torch.arange(5) % 2).double()).double(), logits, eps=1e-3, atol=1e-3)
+    assert torch.autograd.gradcheck(
+        lambda z: focal_loss(z.double(), (torch.arange(5) % 2).double()).double(), logits, eps=1e-3, atol=1e-3
+    )
 
 
 def test_boundary_loss_sees_only_steps_near_a_boundary():

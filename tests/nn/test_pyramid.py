@@ -50,6 +50,9 @@ def test_points_follow_the_flattened_levels():
     assert points.position.tolist() == [0, 2, 4, 6, 8, 0, 4, 8]
     assert points.level.tolist() == [0] * 5 + [1] * 3
     assert points.ranges[-1].tolist() == [8, 100]
-    features, mask = flatten_levels([torch.ones(1, 4, 2), torch.ones(1, 2, 2)], [torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)])
+    features, mask = flatten_levels(
+        [torch.ones(1, 4, 2), torch.ones(1, 2, 2)],
+        [torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)],
+    )
     assert mask[0].tolist() == [True] * 4 + [False] + [True] * 2 + [False]
     assert features.sum(-1)[0].tolist() == [2, 2, 2, 2, 0, 2, 2, 0]

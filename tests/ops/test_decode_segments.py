@@ -16,7 +16,9 @@ def _crossings(positions, stds):
 def _decode(starts, ends, offset_std=2.0, **more):
     position = torch.tensor([20.0], dtype=torch.float64)
     offset = torch.tensor([[8.0, 6.0]], dtype=torch.float64)  # segment [12, 26]
-    return ops.decode_segments(position, offset, torch.full((1, 2), offset_std, dtype=torch.float64), starts, ends, **more)
+    return ops.decode_segments(
+        position, offset, torch.full((1, 2), offset_std, dtype=torch.float64), starts, ends, **more
+    )
 
 
 def test_without_crossings_segments_are_the_offsets():
@@ -66,7 +68,10 @@ def test_pairs_are_scored_by_the_mean_inside():
     segments, labels, values = ops.pair_segments(
         _crossings([2.5, 11.5], [1.0, 1.0]), _crossings([7.5, 14.5], [1.0, 1.0]), scores
     )
-    best = {(tuple(s), lab): v for s, lab, v in zip(segments.segments.tolist(), labels.tolist(), values.tolist(), strict=True)}
+    best = {
+        (tuple(s), lab): v
+        for s, lab, v in zip(segments.segments.tolist(), labels.tolist(), values.tolist(), strict=True)
+    }
     assert best[((2.5, 7.5), 1)] == pytest.approx(0.9)
     assert best[((11.5, 14.5), 0)] == pytest.approx(0.6)
     assert best[((2.5, 14.5), 1)] == pytest.approx(0.9 * 5 / 12)

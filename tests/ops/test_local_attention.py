@@ -81,15 +81,15 @@ def test_strided_inputs_and_inputs_left_alone():
 def test_gradients_match_dense_attention_and_finite_differences():
     q, k, v, bias = _inputs(2, 37, window=7)
     mask, query = random_masks(2, 37, 0.4, (37, 11))
-    given = gradients(lambda q, k, v, b: ops.local_attention(q, k, v, 7, mask=mask, query_mask=query, bias=b), (q, k, v, bias))
+    given = gradients(
+        lambda q, k, v, b: ops.local_attention(q, k, v, 7, mask=mask, query_mask=query, bias=b), (q, k, v, bias)
+    )
     wanted = gradients(lambda q, k, v, b: _dense_masked(q, k, v, 7, mask, query, b), (q, k, v, bias))
     for a, b in zip(given, wanted, strict=True):
         torch.testing.assert_close(a, b.nan_to_num(0.0), rtol=1e-10, atol=1e-12)
     small = [x[:1, :, :9].clone().requires_grad_() for x in (q, k, v)] + [bias.clone().requires_grad_()]
     few = query[:1, :9]
-    assert torch.autograd.gradcheck(
-        lambda q, k, v, b: ops.local_attention(q, k, v, 7, query_mask=few, bias=b), small
-    )
+    assert torch.autograd.gradcheck(lambda q, k, v, b: ops.local_attention(q, k, v, 7, query_mask=few, bias=b), small)
 
 
 def test_is_ordinary_attention_when_the_window_covers_everything():
@@ -136,6 +136,11 @@ def test_compiles_to_one_graph_with_gradients():
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_clear_errors(change, message):
-    given = {"q": torch.zeros(2, 2, 8, 6), "k": torch.zeros(2, 2, 8, 6), "v": torch.zeros(2, 2, 8, 6), "window": 5} | change
+    given = {
+        "q": torch.zeros(2, 2, 8, 6),
+        "k": torch.zeros(2, 2, 8, 6),
+        "v": torch.zeros(2, 2, 8, 6),
+        "window": 5,
+    } | change
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         ops.local_attention(given.pop("q"), given.pop("k"), given.pop("v"), given.pop("window"), **given)

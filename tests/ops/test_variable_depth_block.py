@@ -27,7 +27,10 @@ def _dense(x, gate, w, mask):
     window = w.position_bias.shape[1]
     split = lambda t: t.view(batch, steps, HEADS, width // HEADS).transpose(1, 2)  # noqa: E731
     n = F.layer_norm(x, (width,), w.norm1_weight, w.norm1_bias)
-    q, (k, v) = F.linear(n, w.query_weight, w.query_bias), F.linear(n, w.key_value_weight, w.key_value_bias).chunk(2, -1)
+    q, (k, v) = (
+        F.linear(n, w.query_weight, w.query_bias),
+        F.linear(n, w.key_value_weight, w.key_value_bias).chunk(2, -1),
+    )
     offset = torch.arange(steps)[None, :] - torch.arange(steps)[:, None]
     allowed = (offset.abs() <= window // 2)[None] & mask[:, None, :]
     scores = split(q) @ split(k).transpose(-1, -2) / (width // HEADS) ** 0.5
@@ -108,7 +111,8 @@ def test_is_continuous_in_tau_where_a_layer_switches_on():
     weights = _weights(5)
     tau = torch.full((1, 30), 0.5, dtype=torch.float64)
     below, above = (
-        ops.variable_depth_block(x, ops.depth_gates(tau + shift, 2)[..., 1], weights, mask=mask) for shift in (0.0, 1e-9)
+        ops.variable_depth_block(x, ops.depth_gates(tau + shift, 2)[..., 1], weights, mask=mask)
+        for shift in (0.0, 1e-9)
     )
     assert torch.equal(below, x)
     assert (above - below).abs().max() < 1e-7

@@ -128,7 +128,10 @@ def test_running_out_of_memory_says_what_to_change(data, tmp_path, monkeypatch):
 
 def test_validation_recordings_choose_the_best_checkpoint(data, tmp_path):
     config = small_run.small_config(
-        'data.validation=["synthetic_00[01]"]', "training.validate_every=1", "training.epochs=2", "training.batch_size=2"
+        'data.validation=["synthetic_00[01]"]',
+        "training.validate_every=1",
+        "training.epochs=2",
+        "training.batch_size=2",
     )
     best = train(config, data, tmp_path / "run", accelerator="cpu", progress=False)
     assert best.name == "best.ckpt" and best.is_file()

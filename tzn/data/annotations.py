@@ -166,8 +166,6 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON: nested too deeply") from None
 
 
-
-
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -1,5 +1,1 @@
-"""Running a trained localizer."""
-
-from tzn.inference.localize import Trace, localize, localize_batch
-
-__all__ = ["Trace", "localize", "localize_batch"]
+"""Running a trained localizer. Empty on purpose: reading and writing detections needs no torch."""

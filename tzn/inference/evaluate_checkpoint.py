@@ -67,7 +67,12 @@ def evaluate_checkpoint(
     if not recordings:
         raise DataError(f"{data}: no recordings in split {split!r}")
     dataset = RecordingDataset(
-        annotations, recordings, data / config.data.features, config.data, input_dim=config.model.input_dim, training=False
+        annotations,
+        recordings,
+        data / config.data.features,
+        config.data,
+        input_dim=config.model.input_dim,
+        training=False,
     )
     model = checkpoint.model.to(device).eval()
     found, traces, depth, steps, work, times = {}, {}, 0.0, 0, 0, []

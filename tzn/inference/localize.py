@@ -16,6 +16,7 @@ from tzn.data.grid import TimeGrid
 from tzn.inference.detections import Detections
 from tzn.models.temporal_zoom_net import TemporalZoomNet, Trunk
 from tzn.nn import budget_shift
+from tzn.nn.pyramid import PointGrid
 
 LAPLACE_STD = 2**0.5  # standard deviation of a Laplace variable of scale 1
 
@@ -145,7 +146,9 @@ def _spans(steps: int, chunk: int, radius: int) -> Iterator[tuple[int, int, int,
         yield low, high, max(low - radius, 0), min(high + radius, steps)
 
 
-def _depth_shift(model: TemporalZoomNet, features: Tensor, spans: list[tuple[int, int, int, int]], budget: float | None):
+def _depth_shift(
+    model: TemporalZoomNet, features: Tensor, spans: list[tuple[int, int, int, int]], budget: float | None
+) -> Tensor | None:
     if budget is None or model.depth_predictor is None:
         return None
     logits = []
@@ -180,7 +183,7 @@ def _anchor_candidates(
     )
 
 
-def _step_scores(scores: Tensor, points, keep: _Keep) -> Tensor:
+def _step_scores(scores: Tensor, points: PointGrid, keep: _Keep) -> Tensor:
     """Class scores per step ``[T, C]``: the best level's nearest point."""
     time = torch.arange(keep.low, keep.high, device=scores.device)
     best = scores.new_zeros(time.numel(), scores.shape[1])
@@ -196,13 +199,15 @@ def _merge(parts: list[_Found], config: InferenceConfig) -> _Found:
     """Chunks together; each level again cut to its best ``pre_nms_topk``."""
     if len(parts) == 1:
         return parts[0]
-    whole = _Found(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
+    joined = [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
+    whole = _Found(*joined)  # type: ignore[arg-type]
     order = whole.score.argsort(descending=True, stable=True)
     order = order[whole.level[order].argsort(stable=True)]
     levels = whole.level[order]
     rank = torch.arange(levels.numel(), device=levels.device) - torch.searchsorted(levels, levels)
     order = order[rank < config.pre_nms_topk]
-    return _Found(*(x[order] for x in whole[:-1]), whole.step_scores)
+    cut = [x[order] for x in whole[:-1] if x is not None]
+    return _Found(cut[0], cut[1], cut[2], cut[3], cut[4], cut[5], whole.step_scores)
 
 
 def _wanted_rows(found: _Found, steps: int, config: InferenceConfig) -> Tensor:

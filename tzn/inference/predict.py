@@ -39,7 +39,7 @@ def predict_files(
     Args:
         checkpoint: from :func:`tzn.models.checkpoint.load_checkpoint`.
         inputs: ``.npy``/``.npz`` files, or folders of them; the file name without suffix is the recording id.
-        out: ``.json``/``.csv`` file, or a folder with ``fmt="srt"`` (one subtitle file per recording).
+        out: ``.json``/``.csv`` file; with ``fmt="srt"`` a folder, or for a single recording a ``.srt`` file.
         fps: raw frames per second; needed where the checkpoint's configuration leaves it to the annotations.
         inference: replaces the checkpoint's inference settings.
         traces: folder for one ``.npz`` per recording with depth and distance fields, for ``tzn plot``.
@@ -67,7 +67,7 @@ def predict_files(
     for name, arrays in saved.items():
         assert traces is not None
         save_trace(traces, name, arrays)
-    if fmt == "srt":
+    if fmt == "srt" and out.suffix != ".srt":
         write_srt_folder(out, found, checkpoint.classes)
     else:
         write_predictions(out, found, checkpoint.classes)

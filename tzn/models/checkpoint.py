@@ -51,7 +51,9 @@ def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: weights do not fit their configuration: {' '.join(str(error).split())}") from None
+        raise CheckpointError(
+            f"{path}: weights do not fit their configuration: {' '.join(str(error).split())}"
+        ) from None
     return LoadedCheckpoint(model.eval(), tuple(header["classes"]), header["config"])
 
 
@@ -61,7 +63,9 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({' '.join(str(error).split())[:120] or type(error).__name__})") from None
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({' '.join(str(error).split())[:120] or type(error).__name__})"
+        ) from None
 
 
 def run_checkpoint(path: Path) -> Path:
@@ -74,7 +78,9 @@ def run_checkpoint(path: Path) -> Path:
     folder = path / "checkpoints"
     best, last = folder / "best.ckpt", folder / "last.ckpt"
     if not last.is_file():
-        raise CheckpointError(f"{path}: no checkpoints/last.ckpt in this folder; expected the folder of a 'tzn train' run")
+        raise CheckpointError(
+            f"{path}: no checkpoints/last.ckpt in this folder; expected the folder of a 'tzn train' run"
+        )
     if best.is_file():
         held_out = _read(best).get("tzn", {}).get("config", {}).get("data", {}).get("validation")
         if held_out:

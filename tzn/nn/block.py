@@ -19,9 +19,7 @@ class VariableDepthBlock(nn.Module):
         drop_path: probability that a recording skips the block in training; skipped tokens cost nothing.
     """
 
-    def __init__(
-        self, width: int, num_heads: int, window: int, mlp_ratio: float = 4.0, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, window: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width)

@@ -61,6 +61,7 @@ class ConvTower(nn.Module):
         packed = x.reshape(batch * steps, -1)[needed[-1]]
         for depth, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             source, target = needed[len(self.convs) + 1 - depth], needed[len(self.convs) - depth]
+            assert isinstance(conv, Conv3)
             packed = F.relu(norm(conv.at(packed, _neighbour_slots(source, target, steps))))
         return packed, _neighbour_slots(needed[1], rows, steps)
 

@@ -45,7 +45,7 @@ def boundary_crossings(
     check_shape("distance", distance, "[B, T]", None, None)
     check_shape("scale", scale, f"the shape of distance {tuple(distance.shape)}", *distance.shape)
     check_device("scale", scale, distance.device)
-    check_mask("mask", mask, *distance.shape, distance.device)
+    check_mask("mask", mask, distance.shape[0], distance.shape[1], distance.device)
     if estimator not in ESTIMATORS:
         fail("estimator", repr(estimator), f"one of {', '.join(ESTIMATORS)}")
     if vote_window < 1:

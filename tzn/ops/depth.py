@@ -48,5 +48,5 @@ def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> Acti
     check_floating("gate", gate)
     check_shape("gate", gate, "[B, T]", None, None)
     check_window(window)
-    check_mask("mask", mask, *gate.shape, gate.device)
+    check_mask("mask", mask, gate.shape[0], gate.shape[1], gate.device)
     return reference.active_tokens(gate, window, mask)

@@ -110,9 +110,7 @@ def _opaque_backward(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     inputs = [q, k, v] + ([] if bias is None else [bias])
-    grads = gradients_of(
-        lambda q, k, v, bias=None: _packed(q, k, v, window, mask, query_mask, bias), inputs, grad
-    )
+    grads = gradients_of(lambda q, k, v, bias=None: _packed(q, k, v, window, mask, query_mask, bias), inputs, grad)
     return grads[0], grads[1], grads[2], grads[3] if bias is not None else q.new_zeros(0)
 
 

@@ -13,5 +13,5 @@ def gradients_of(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad
 
     ``torch.func`` brings its own tape: inside an op's implementation the ordinary one is switched off.
     """
-    _, pullback = torch.func.vjp(function, *(x.detach() for x in inputs))
+    pullback = torch.func.vjp(function, *(x.detach() for x in inputs))[1]
     return [g.contiguous() for g in pullback(grad)]

@@ -12,7 +12,9 @@ from tzn.ops.recompute import gradients_of
 from tzn.reference import BlockWeights
 
 
-def variable_depth_block(x: Tensor, gate: Tensor | None, weights: BlockWeights, *, mask: Tensor | None = None) -> Tensor:
+def variable_depth_block(
+    x: Tensor, gate: Tensor | None, weights: BlockWeights, *, mask: Tensor | None = None
+) -> Tensor:
     """``y = x + g * Attn(LN1 x)``, ``z = y + g * MLP(LN2 y)`` for active tokens; the others pass through bit for bit.
 
     Queries are the active tokens (gate > 0 and valid); keys and values every valid token of the window, active or not.

@@ -16,7 +16,7 @@ class Crossings(NamedTuple):
     position: Tensor  # [B, K] grid steps
     std: Tensor  # [B, K] standard error in grid steps
     slope: Tensor  # [B, K] of the field at the crossing
-    count: Tensor  # [B] int64
+    count: Tensor  # type: ignore[assignment]  # [B] int64
 
 
 def boundary_crossings(

@@ -96,7 +96,7 @@ def packed_local_attention(
     weights = _masked_softmax(scores, allowed.unsqueeze(1))
     out = weights @ v_tiles.transpose(1, 2)
     out = out.transpose(1, 2).reshape(-1, heads, v.shape[-1])
-    return out[: queries] if everything and queries == keys else out[place]
+    return out[:queries] if everything and queries == keys else out[place]
 
 
 def _spans(rows: Tensor, tiles: int, radius: int, fill: float) -> Tensor:

@@ -18,13 +18,12 @@ EPS = 1e-6  # added to every length
 LOG2_E = 1.4426950408889634
 CHECK_EVERY = 16  # picks between looks at whether the overall cap is reached
 
-
 Decay = Callable[[Tensor, Tensor], Tensor]  # (overlap, score) -> new score, -inf where the candidate is removed
 
 
 class _Picks(NamedTuple):
     row: Tensor  # [M] which row
-    index: Tensor  # [M] which candidate of the row
+    candidate: Tensor  # [M] which of the row
     score: Tensor  # [M] when it was picked
 
 
@@ -43,10 +42,9 @@ def soft_nms(
     Gaussian: ``s * exp(-o^2 / sigma)``; linear: ``s * (1 - o)`` where ``o >= iou_threshold``; hard: ``0`` there. What
     falls below ``min_score`` is removed; the first pick is never tested. ``max_seg_num`` <= 0: no cap.
     """
-
     decay = _decay(method, iou_threshold, sigma, min_score)
     picks = _suppress(segments[None], scores[None], decay, max_seg_num, 0)
-    return picks.index, picks.score
+    return picks.candidate, picks.score
 
 
 def nms(
@@ -56,7 +54,7 @@ def nms(
     considered = (scores > min_score).nonzero().squeeze(1) if min_score > 0 else torch.arange(len(scores))
     considered = considered.to(scores.device)
     picks = _suppress(segments[considered][None], scores[considered][None], _remove(iou_threshold), max_seg_num, 0)
-    return considered[picks.index]
+    return considered[picks.candidate]
 
 
 def batched_nms(
@@ -80,7 +78,7 @@ def batched_nms(
     padded = torch.where(rows >= 0, scores[rows.clamp(min=0)], -torch.inf)
     decay = _remove(iou_threshold) if method == "hard" else _decay(method, iou_threshold, sigma, min_score)
     picks = _suppress(segments[rows.clamp(min=0)], padded, decay, max_seg_num, max_seg_num)
-    kept = rows[picks.row, picks.index]
+    kept = rows[picks.row, picks.candidate]
     new_segments, new_scores, new_labels = segments[kept], picks.score, labels[kept]
     if voting_thresh > 0 and (per_class_voting or not multiclass):
         voters = labels if per_class_voting else None
@@ -151,7 +149,8 @@ def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: i
             so what follows cannot enter the best ``total``.
     """
     rows, count = scores.shape
-    picked_index, picked_score = [], []
+    picked_index: list[Tensor] = []
+    picked_score: list[Tensor] = []
     limit = min(cap, count) if cap > 0 else count
     start, end = segments[..., 0], segments[..., 1]
     length = end - start + EPS
@@ -170,8 +169,8 @@ def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: i
         nothing = torch.zeros(0, dtype=torch.long, device=scores.device)
         return _Picks(nothing, nothing, scores.new_zeros(0))
     index, score = torch.cat(picked_index, dim=1), torch.cat(picked_score, dim=1)
-    row, step = (score != -torch.inf).nonzero(as_tuple=True)  # NaN, from segments with end < start, stays
-    return _Picks(row, index[row, step], score[row, step])
+    row, column = (score != -torch.inf).nonzero(as_tuple=True)  # NaN, from segments with end < start, stays
+    return _Picks(row, index[row, column], score[row, column])
 
 
 def _finished(best: Tensor, picked: list[Tensor], total: int) -> bool:

@@ -58,7 +58,9 @@ def variable_depth_block(
     all_halo = halo.numel() == rows.shape[0]
     all_active = active.numel() == halo.numel()
 
-    normed = F.layer_norm(rows if all_halo else rows[halo], (width,), weights.norm1_weight, weights.norm1_bias, NORM_EPS)
+    normed = F.layer_norm(
+        rows if all_halo else rows[halo], (width,), weights.norm1_weight, weights.norm1_bias, NORM_EPS
+    )
     slot = torch.arange(active.numel(), device=x.device) if all_active else torch.searchsorted(halo, active)
     query = F.linear(normed if all_active else normed[slot], weights.query_weight, weights.query_bias)
     key, value = F.linear(normed, weights.key_value_weight, weights.key_value_bias).chunk(2, dim=-1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from tzn import __version__
 from tzn.config import ExperimentConfig
 from tzn.config_loading import dump_config
 from tzn.data.dataset import (
@@ -30,7 +32,6 @@ from tzn.data.dataset import (
 from tzn.errors import ConfigError, TrainingError
 from tzn.files import atomic_write
 from tzn.training.module import LocalizerModule
-
 
 # Lightning's tips and tree warnings say nothing about a run.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -57,7 +58,7 @@ class RecordingData(pl.LightningDataModule):
         assert self.trainer is not None
         c, epoch, world = self.config.training, self.trainer.current_epoch, self.trainer.world_size
         self.train.set_epoch(epoch)
-        sampler = DistributedSampler(
+        sampler: DistributedSampler = DistributedSampler(
             self.train, world, self.trainer.global_rank, shuffle=True, seed=c.seed, drop_last=len(self.train) >= world
         )
         sampler.set_epoch(epoch)
@@ -92,7 +93,7 @@ def train(
     Args:
         config: the experiment; ``model.input_dim`` and ``model.num_classes`` must fit the data.
         data: folder that ``config.data.annotations`` and ``config.data.features`` are relative to.
-        out: folder of the run: ``config.yaml``, ``checkpoints/last.ckpt`` and ``best.ckpt``, ``logs/``.
+        out: folder of the run: ``config.yaml``, ``checkpoints/last.ckpt`` and ``best.ckpt``, ``logs/``, ``run.json``.
         resume: continue the run in ``out`` from its last checkpoint; the same seeds give the same run.
         accelerator, devices, num_nodes: as in Lightning; under ``torchrun`` devices default to its processes.
 
@@ -115,6 +116,7 @@ def train(
     if trainer.is_global_zero:
         with atomic_write(out / "config.yaml") as file:
             file.write(dump_config(config))
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     try:
         loaders = RecordingData(config, train_set, validation_set)
         trainer.fit(module, datamodule=loaders, ckpt_path=str(last) if resume else None, weights_only=True)
@@ -126,26 +128,28 @@ def train(
                 f"out of memory; lower data.max_length or training.batch_size, or raise training.accumulate. {_kept(last)}"
             ) from error
         raise
+    if trainer.is_global_zero:
+        _write_summary(out / "run.json", trainer, time.perf_counter() - begin, time.process_time() - cpu_begin)
     best = out / "checkpoints" / "best.ckpt"
     return best if validation_set is not None and best.is_file() else last
 
 
-def build_datasets(
-    config: ExperimentConfig, data: Path
-) -> tuple[RecordingDataset, RecordingDataset | None]:
+def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDataset, RecordingDataset | None]:
     """Training recordings and (where ``data.validation`` names some) validation recordings."""
     c = config.data
     annotations = load_split_annotations(data, c)
     classes = class_names(annotations, c)
     if len(classes) != config.model.num_classes:
-        raise ConfigError(f"model.num_classes = {config.model.num_classes}, but {data / c.annotations} has {len(classes)}")
-    shape = {"input_dim": config.model.input_dim, "seed": config.training.seed}
+        raise ConfigError(
+            f"model.num_classes = {config.model.num_classes}, but {data / c.annotations} has {len(classes)}"
+        )
+    folder, width, seed = data / c.features, config.model.input_dim, config.training.seed
     chosen = select_recordings(annotations, c, "train")
-    train_set = RecordingDataset(annotations, chosen, data / c.features, c, training=True, **shape)
+    train_set = RecordingDataset(annotations, chosen, folder, c, width, training=True, seed=seed)
     if not c.validation:
         return train_set, None
     held_out = select_recordings(annotations, c, "validation")
-    return train_set, RecordingDataset(annotations, held_out, data / c.features, c, training=False, **shape)
+    return train_set, RecordingDataset(annotations, held_out, folder, c, width, training=False)
 
 
 def _trainer(
@@ -184,7 +188,7 @@ def _trainer(
     )
 
 
-def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bool) -> Sequence[Callback]:
+def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bool) -> list[Callback]:
     folder = out / "checkpoints"
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
     callbacks: list[Callback] = []
@@ -192,12 +196,29 @@ def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bo
         # Before the checkpoint callbacks: they save what it averaged.
         callbacks.append(EMAWeightAveraging(decay=config.training.ema_decay, use_buffers=False))
     # Without validation recordings the best epoch is the one of the lowest training loss.
-    monitor = {"monitor": "val/mAP", "mode": "max"} if validate else {"monitor": "train/loss_epoch", "mode": "min"}
+    monitor: dict[str, Any] = (
+        {"monitor": "val/mAP", "mode": "max"} if validate else {"monitor": "train/loss_epoch", "mode": "min"}
+    )
     callbacks.append(ModelCheckpoint(filename="best", save_on_train_epoch_end=not validate, **monitor, **common))
     callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
     if progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5))
     return callbacks
+
+
+def _write_summary(path: Path, trainer: pl.Trainer, seconds: float, cpu_seconds: float) -> None:
+    summary = {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "processes": trainer.world_size,
+        "seconds": round(seconds, 1),  # of this start; a resumed run counts from where it resumed
+        "cpu_seconds": round(cpu_seconds, 1),
+        "device": str(trainer.strategy.root_device),
+        "torch": torch.__version__,
+        "tzn": __version__,
+    }
+    with atomic_write(path) as file:
+        json.dump(summary, file, indent=1)
 
 
 def _check_out(out: Path, last: Path, resume: bool) -> None:

@@ -16,8 +16,8 @@ from tzn.data.annotations import Recording
 from tzn.data.dataset import Batch
 from tzn.errors import TrainingError
 from tzn.evaluation.report import evaluate
-from tzn.inference import localize_batch
 from tzn.inference.detections import Detections
+from tzn.inference.localize import localize_batch
 from tzn.models import TemporalZoomNet
 from tzn.models.checkpoint import checkpoint_header
 from tzn.training.objective import Objective
@@ -54,14 +54,16 @@ class LocalizerModule(pl.LightningModule):
         bad = [name for name, value in losses.items() if not torch.isfinite(value)]
         if bad:
             raise TrainingError(
-                f"loss became NaN or infinite ({', '.join(bad)}) at epoch {self.current_epoch}, step {self.global_step}, "
-                f"recordings {', '.join(batch.ids)}; lower training.learning_rate or training.precision"
+                f"loss became NaN or infinite ({', '.join(bad)}) at epoch {self.current_epoch}, "
+                f"step {self.global_step}, recordings {', '.join(batch.ids)}; "
+                "lower training.learning_rate, or use training.precision=32-true"
             )
         size = len(batch.ids)
         for name, value in losses.items():
             # Averaged over processes: the curve is the one of the global batch.
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=size)
-        self.log("train/loss_epoch", losses["loss"].detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        whole = losses["loss"].detach()
+        self.log("train/loss_epoch", whole, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         depth = (outputs.trunk.depths.tau * batch.mask).sum() / batch.mask.sum()
         self.log("train/depth_mean", depth.detach(), prog_bar=True, sync_dist=True, batch_size=size)
         return losses["loss"]
@@ -82,7 +84,7 @@ class LocalizerModule(pl.LightningModule):
                 self.log(f"val/mAP@{tiou:g}", float(value), rank_zero_only=False)
         self._detections = {}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         c = self.config.training
         optimizer = torch.optim.AdamW(decay_groups(self.model, c.weight_decay), lr=c.learning_rate)
         total = int(self.trainer.estimated_stepping_batches)

@@ -93,7 +93,7 @@ class Objective(nn.Module):
         return depth_budget_loss(gates, outputs.trunk.mask, 1 - (1 - c.target_depth) * done)
 
     def _average(self, name: str, count: Tensor) -> Tensor:
-        """Running count per process (all processes together see ``world`` times as much, and gradients are averaged)."""
+        """Running count per process: all together see ``world`` times as much, and gradients are averaged."""
         average = getattr(self, name)
         if self.training:
             total = count.to(average.dtype)
