@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tzn import reference
+from tzn.ops import library
 from tzn.ops.backend import choose_backend
 from tzn.ops.checks import check_floating, check_shape, checks_values, fail
 from tzn.reference import Candidates, Crossings, Segments
@@ -30,6 +32,8 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
         fail("topk", topk, ">= 1")
     if checks_values() and bool(scores.isnan().any()):
         fail("scores", "NaN", "probabilities")
+    if torch.compiler.is_compiling():
+        return Candidates(*library.select_candidates(scores, level, min_score, topk))
     return reference.select_candidates(scores, level, min_score=min_score, topk=topk)
 
 
@@ -70,6 +74,9 @@ def decode_segments(
     for name, crossings in (("starts", starts), ("ends", ends)):
         _check_one_recording(name, crossings)
     choose_backend()
+    if torch.compiler.is_compiling():
+        crossings = [list(c) if c is not None else [] for c in (starts, ends)]
+        return Segments(*library.decode_segments(position, offset, offset_std, *crossings, snap_sigmas))
     return reference.decode_segments(position, offset, offset_std, starts, ends, snap_sigmas=snap_sigmas)
 
 
@@ -97,6 +104,9 @@ def pair_segments(
     _check_one_recording("starts", starts)
     _check_one_recording("ends", ends)
     choose_backend()
+    if torch.compiler.is_compiling():
+        found = library.pair_segments(list(starts), list(ends), class_scores, max_ends, topk)
+        return Segments(found[0], found[1]), found[2], found[3]
     return reference.pair_segments(starts, ends, class_scores, max_ends=max_ends, topk=topk)
 
 
