@@ -105,3 +105,96 @@ class TemporalZoomNetConfig:
 
     def replace(self, **changes: object) -> TemporalZoomNetConfig:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ActionFormerConfig:
+    """Shape of an :class:`tzn.models.ActionFormer`, with the original's option names.
+
+    Attributes:
+        input_dim: channels of the features; several: split in this order and projected on their own.
+        embd_dim: width of the backbone; several: widths of those projections, their sum is the width.
+        backbone_arch: (embedding convolutions, full-rate blocks, halving blocks).
+        n_mha_win_size: attention window for all levels, or one per level; below 2: global attention.
+        max_seq_len: length that training pads to, and the table of positions has.
+        fpn_type: "identity" or "fpn" (top-down).
+        head_empty_cls: classes without training data; their initial probability is 1e-6.
+        Others as in the original configuration files.
+    """
+
+    input_dim: int | tuple[int, ...]
+    num_classes: int
+    embd_dim: int | tuple[int, ...] = 512
+    backbone_type: str = "convTransformer"
+    backbone_arch: tuple[int, int, int] = (2, 2, 5)
+    scale_factor: int = 2
+    n_head: int = 4
+    n_mha_win_size: int | tuple[int, ...] = 19
+    max_seq_len: int = 2304
+    embd_kernel_size: int = 3
+    embd_with_ln: bool = True
+    use_abs_pe: bool = False
+    use_rel_pe: bool = False
+    fpn_type: str = "identity"
+    fpn_dim: int = 512
+    fpn_with_ln: bool = True
+    head_dim: int = 512
+    head_num_layers: int = 3
+    head_kernel_size: int = 3
+    head_with_ln: bool = True
+    regression_range: tuple[tuple[float, float], ...] = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
+    cls_prior_prob: float = 0.01
+    head_empty_cls: tuple[int, ...] = ()
+    dropout: float = 0.0
+    droppath: float = 0.1
+
+    def __post_init__(self) -> None:
+        levels = 1 + self.backbone_arch[2]
+        if len(self.regression_range) != levels or len(self.windows) != levels:
+            raise ValueError(
+                f"model.regression_range has {len(self.regression_range)} and model.n_mha_win_size {len(self.windows)} "
+                f"entries, expected one per level: {levels}"
+            )
+        if len(self.input_dims) != len(self.embd_dims):
+            raise ValueError(f"model.input_dim = {self.input_dim} and model.embd_dim = {self.embd_dim}: numbers differ")
+        if self.width % self.n_head:
+            raise ValueError(f"model.embd_dim: width {self.width} is not divisible by model.n_head = {self.n_head}")
+        if self.fpn_type not in ("identity", "fpn"):
+            raise ValueError(f"model.fpn_type = {self.fpn_type!r}: expected 'identity' or 'fpn'")
+        if self.fpn_type == "identity" and self.fpn_dim != self.width:
+            raise ValueError(f"model.fpn_dim = {self.fpn_dim}: the identity neck keeps the width {self.width}")
+        if self.backbone_type not in ("convTransformer", "conv"):
+            raise ValueError(f"model.backbone_type = {self.backbone_type!r}: expected 'convTransformer' or 'conv'")
+
+    @property
+    def input_dims(self) -> tuple[int, ...]:
+        return self.input_dim if isinstance(self.input_dim, tuple) else (self.input_dim,)
+
+    @property
+    def embd_dims(self) -> tuple[int, ...]:
+        return self.embd_dim if isinstance(self.embd_dim, tuple) else (self.embd_dim,)
+
+    @property
+    def width(self) -> int:
+        return sum(self.embd_dims)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        many = isinstance(self.n_mha_win_size, tuple)
+        return self.n_mha_win_size if many else (self.n_mha_win_size,) * (1 + self.backbone_arch[2])  # type: ignore[return-value]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self.scale_factor**level for level in range(1 + self.backbone_arch[2]))
+
+    @property
+    def max_div_factor(self) -> int:
+        """What the original's padded lengths are multiples of: its chunked attention needs stride * 2 * (window // 2)."""
+        factors = [s * 2 * (w // 2) if w > 1 else s for s, w in zip(self.strides, self.windows, strict=True)]
+        return max(factors)
+
+    def original_length(self, steps: int) -> int:
+        """Length that the original pads a recording of ``steps`` steps to at inference."""
+        if steps <= self.max_seq_len:
+            return self.max_seq_len
+        return -(-steps // self.max_div_factor) * self.max_div_factor
