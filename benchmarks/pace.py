@@ -49,7 +49,7 @@ def main() -> None:
 
     def forward(share: float) -> None:
         tau = clustered_depth(share)
-        model._depths = lambda x, shift: Depths(tau, ops.depth_gates(tau, model.config.refinement_layers))
+        model._depths = lambda *_: Depths(tau, ops.depth_gates(tau, model.config.refinement_layers))
         model(features, mask)
 
     with torch.no_grad():

@@ -79,8 +79,8 @@ def test_nothing_beyond_the_receptive_radius_matters(changes):
 def test_depth_zero_skips_refinement_and_depth_one_runs_all_of_it():
     model = build()
     features, mask = batch()
-    full = model.trunk(features, mask, torch.full((2, 1), float("inf"), dtype=torch.float64))
-    none = model.trunk(features, mask, torch.full((2, 1), -float("inf"), dtype=torch.float64))
+    full = model.trunk(features, mask, budget=1.0)
+    none = model.trunk(features, mask, depth_shift=torch.full((2, 1), -float("inf"), dtype=torch.float64))
     assert (full.depths.gates == 1).all() and (none.depths.gates == 0).all()
     shallow = build(refinement_layers=0)
     shallow.load_state_dict({k: v for k, v in model.state_dict().items() if k in shallow.state_dict()})

@@ -128,11 +128,16 @@ class _Keep(NamedTuple):
 def _trunks(model: TemporalZoomNet, features: Tensor, config: InferenceConfig) -> Iterator[tuple[Trunk, _Keep]]:
     """The trunk over the whole recording, or chunk by chunk with the receptive field as overlap."""
     spans = list(_spans(features.shape[0], config.chunk, model.receptive_radius))
+    if len(spans) == 1:
+        mask = torch.ones(1, features.shape[0], dtype=torch.bool, device=features.device)
+        yield model.trunk(features.unsqueeze(0), mask, budget=config.budget), _Keep(0, features.shape[0], 0)
+        return
+    # The dial is set by the whole recording: one pass over the shallow part first.
     shift = _depth_shift(model, features, spans, config.budget)
     for low, high, first, last in spans:
         part = features[first:last].unsqueeze(0)
         mask = torch.ones(part.shape[:2], dtype=torch.bool, device=part.device)
-        yield model.trunk(part, mask, shift), _Keep(low - first, high - first, first)
+        yield model.trunk(part, mask, depth_shift=shift), _Keep(low - first, high - first, first)
 
 
 def _spans(steps: int, chunk: int, radius: int) -> Iterator[tuple[int, int, int, int]]:

@@ -67,7 +67,9 @@ class Backbone(nn.Module):
         width = c.width
         inputs, widths = c.input_dims, c.embd_dims
         self.proj = (
-            nn.ModuleList(MaskedConv1d(i, w, 1) for i, w in zip(inputs, widths, strict=True)) if len(inputs) > 1 else None
+            nn.ModuleList(MaskedConv1d(i, w, 1) for i, w in zip(inputs, widths, strict=True))
+            if len(inputs) > 1
+            else None
         )
         first = width if len(inputs) > 1 else inputs[0]
         layers, stem, branch = c.backbone_arch
@@ -141,7 +143,9 @@ class TopDownNeck(nn.Module):
         count = len(config.strides)
         self.lateral_convs = nn.ModuleList(MaskedConv1d(config.width, width, 1, bias=bias) for _ in range(count))
         self.fpn_convs = nn.ModuleList(MaskedConv1d(width, width, 3, groups=width, bias=bias) for _ in range(count))
-        self.fpn_norms = nn.ModuleList(ChannelNorm(width) if config.fpn_with_ln else nn.Identity() for _ in range(count))
+        self.fpn_norms = nn.ModuleList(
+            ChannelNorm(width) if config.fpn_with_ln else nn.Identity() for _ in range(count)
+        )
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         laterals = [conv(x, m)[0] for conv, x, m in zip(self.lateral_convs, levels, masks, strict=True)]

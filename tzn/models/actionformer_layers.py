@@ -104,7 +104,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.window = heads, window
         for name in ("query", "key", "value"):
-            conv = MaskedConv1d(channels, channels, stride + 1 if stride > 1 else 3, stride=stride, groups=channels, bias=False)
+            conv = MaskedConv1d(
+                channels, channels, stride + 1 if stride > 1 else 3, stride=stride, groups=channels, bias=False
+            )
             setattr(self, f"{name}_conv", conv)
             setattr(self, f"{name}_norm", ChannelNorm(channels))
             setattr(self, name, nn.Conv1d(channels, channels, 1))

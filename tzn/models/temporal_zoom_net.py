@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tzn import ops
 from tzn.models.config import TemporalZoomNetConfig
-from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock
+from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift
 from tzn.nn.conv import Conv3, ConvTower
 from tzn.nn.pyramid import PointGrid, Pyramid, TopDown, flatten_levels, point_grid
 
@@ -89,10 +89,18 @@ class TemporalZoomNet(nn.Module):
             distance, scale = self.boundary_head(trunk.boundary_features, mask)
         return Outputs(trunk, class_logits, offsets, offset_scale, distance, scale)
 
-    def trunk(self, features: Tensor, mask: Tensor, depth_shift: Tensor | None = None) -> Trunk:
-        """Everything before the heads. ``depth_shift`` ``[B, 1]`` is added to the logits of tau (the budget dial)."""
+    def trunk(
+        self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None
+    ) -> Trunk:
+        """Everything before the heads.
+
+        Args:
+            budget: mean depth of each recording to run at; None: as trained.
+            depth_shift: ``[B, 1]``, added to the logits of tau; what the budget dial turns, for callers that see only a
+                part of a recording (see :meth:`depth_logits`).
+        """
         x = self._shallow_features(features, mask)
-        depths = self._depths(x, depth_shift)
+        depths = self._depths(x, mask, budget, depth_shift)
         for layer, block in enumerate(self.refinement):
             x = block(x, mask, depths.gates[..., layer])
         levels, masks = self.pyramid(x, mask)
@@ -116,11 +124,13 @@ class TemporalZoomNet(nn.Module):
             x = block(x, mask)
         return x
 
-    def _depths(self, x: Tensor, shift: Tensor | None) -> Depths:
+    def _depths(self, x: Tensor, mask: Tensor, budget: float | None, shift: Tensor | None) -> Depths:
         if self.depth_predictor is None:
             ones = torch.ones(x.shape[:2], device=x.device)
             return Depths(ones, ones.unsqueeze(-1)[..., :0])
         logits = self.depth_predictor(x)
+        if budget is not None:
+            shift = budget_shift(logits, mask, budget)
         tau = torch.sigmoid(logits if shift is None else logits + shift)
         return Depths(tau, ops.depth_gates(tau, self.config.refinement_layers))
 
