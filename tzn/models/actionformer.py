@@ -178,9 +178,9 @@ class ClassHead(HeadTrunk):
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__(config)
         self.cls_head = MaskedConv1d(config.head_dim, config.num_classes, config.head_kernel_size)
-        nn.init.constant_(self.cls_head.conv.bias, _prior_logit(config.cls_prior_prob))
-        with torch.no_grad():
-            self.cls_head.conv.bias[list(config.head_empty_cls)] = _prior_logit(1e-6)
+        prior = torch.full((config.num_classes,), _prior_logit(config.cls_prior_prob))
+        prior[list(config.head_empty_cls)] = _prior_logit(1e-6)
+        self.cls_head.conv.bias = nn.Parameter(prior)
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         return [self.cls_head(self.hidden(x, m), m)[0] for x, m in zip(levels, masks, strict=True)]

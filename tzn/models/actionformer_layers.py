@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from tzn import ops
 
-LINEAR_INIT = math.sqrt(5)
-
 
 class MaskedConv1d(nn.Module):
     """Convolution of odd kernel with zero padding; the output is zero where the (strided) mask is False."""
@@ -28,7 +26,7 @@ class MaskedConv1d(nn.Module):
         self.conv = nn.Conv1d(
             in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias
         )
-        if bias:
+        if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,11 +110,9 @@ class Attention(nn.Module):
             setattr(self, name, nn.Conv1d(channels, channels, 1))
         self.proj = nn.Conv1d(channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
-        if relative and window > 1:
-            self.rel_pe = nn.Parameter(torch.zeros(1, 1, heads, window))
+        self.rel_pe = nn.Parameter(torch.zeros(1, 1, heads, window)) if relative and window > 1 else None
+        if self.rel_pe is not None:
             nn.init.trunc_normal_(self.rel_pe, std=math.sqrt(2 / channels))
-        else:
-            self.rel_pe = None
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, T, C]`` to ``[B, T / stride, C]``, zero where masked."""
@@ -173,6 +169,7 @@ class TransformerBlock(nn.Module):
 
     def _mlp(self, x: Tensor) -> Tensor:
         up, act, drop, down, last = self.mlp
+        assert isinstance(up, nn.Conv1d) and isinstance(down, nn.Conv1d)
         hidden = drop(act(F.linear(x, up.weight.squeeze(-1), up.bias)))
         return last(F.linear(hidden, down.weight.squeeze(-1), down.bias))
 

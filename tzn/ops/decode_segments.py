@@ -75,8 +75,8 @@ def decode_segments(
         _check_one_recording(name, crossings)
     choose_backend()
     if torch.compiler.is_compiling():
-        crossings = [list(c) if c is not None else [] for c in (starts, ends)]
-        return Segments(*library.decode_segments(position, offset, offset_std, *crossings, snap_sigmas))
+        first, last = ([] if c is None else list(c) for c in (starts, ends))
+        return Segments(*library.decode_segments(position, offset, offset_std, first, last, snap_sigmas))
     return reference.decode_segments(position, offset, offset_std, starts, ends, snap_sigmas=snap_sigmas)
 
 

@@ -143,6 +143,9 @@ def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDatas
         raise ConfigError(
             f"model.num_classes = {config.model.num_classes}, but {data / c.annotations} has {len(classes)}"
         )
+    unknown = [name for name in config.evaluation.short_classes if name not in classes]
+    if unknown:
+        raise ConfigError(f"evaluation.short_classes: {unknown[0]!r} is not a class; the data has {', '.join(classes)}")
     folder, width, seed = data / c.features, config.model.input_dim, config.training.seed
     chosen = select_recordings(annotations, c, "train")
     train_set = RecordingDataset(annotations, chosen, folder, c, width, training=True, seed=seed)
