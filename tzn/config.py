@@ -167,7 +167,8 @@ class InferenceConfig:
         quality: exponent of the expected-overlap factor on the score (0: class score only).
         budget: mean depth to run at (``None``: as trained).
         pre_nms_thresh: candidates need a class score above this.
-        pre_nms_topk: best candidates kept per pyramid level.
+        pre_nms_topk: best candidates kept per pyramid level; this and ``max_segments`` hold for every started 16,384 steps,
+            so that hours of recording are not cut to what one video may have.
         duration_thresh: candidates need more than this length, in steps.
         nms: "soft" (Gaussian), "linear", "hard" or "none".
         multiclass: suppress each class on its own.

@@ -126,3 +126,11 @@ def test_tiny_recordings(steps):
 def test_every_kind_of_suppression(nms):
     found, _ = localize(build(), features(150), GRID, 15.0, InferenceConfig(nms=nms, max_segments=17))
     assert 0 < len(found.scores) <= 17
+
+
+def test_limits_grow_with_hours_of_recording(monkeypatch):
+    monkeypatch.setattr(module, "LIMIT_STEPS", 500)
+    config = InferenceConfig(max_segments=7, pre_nms_topk=40, pre_nms_thresh=0.05)
+    short, _ = localize(build(), features(500), GRID, 50.0, config)
+    long, _ = localize(build(), features(1500), GRID, 150.0, config)
+    assert (len(short.scores), len(long.scores)) == (7, 21)

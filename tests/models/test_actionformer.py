@@ -61,7 +61,8 @@ def released(goldens: Path, name: str) -> tuple[ActionFormer, dict, dict[str, np
     config = ActionFormerConfig(
         input_dim=info["input_dim"], num_classes=info["num_classes"], embd_dim=info["embd_dim"], fpn_dim=info["embd_dim"],
         head_dim=info["embd_dim"], n_head=info["heads"], n_mha_win_size=info["window"], max_seq_len=info["max_seq_len"],
-        backbone_arch=tuple(info["arch"]), regression_range=_tuples(info["regression_range"]), droppath=1e-9,  # the scales are there, no branch is dropped
+        backbone_arch=tuple(info["arch"]), regression_range=_tuples(info["regression_range"]),
+        droppath=1e-9,  # the scales are there, no branch is dropped
     )  # fmt: skip
     model = ActionFormer(config).eval()
     weights = {k.removeprefix("weight/"): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith("weight/")}

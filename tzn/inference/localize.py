@@ -18,6 +18,7 @@ from tzn.models.temporal_zoom_net import TemporalZoomNet, Trunk
 from tzn.nn import budget_shift
 from tzn.nn.pyramid import PointGrid
 
+LIMIT_STEPS = 16384  # pre_nms_topk and max_segments hold for every started stretch of this length
 LAPLACE_STD = 2**0.5  # standard deviation of a Laplace variable of scale 1
 
 
@@ -91,13 +92,14 @@ def candidates(model: TemporalZoomNet, features: Tensor, config: InferenceConfig
     whole = steps <= config.chunk
     parts, depths, fields = [], [], []
     for trunk, keep in _trunks(model, features, config):
-        found = _anchor_candidates(model, trunk, keep, config, per_step=mode == "pair")
+        found = _anchor_candidates(model, trunk, keep, config, steps, per_step=mode == "pair")
         depths.append(trunk.depths.tau[0, keep.low : keep.high])
         if mode != "anchor":
             rows = _wanted_rows(found, steps, config) if whole and mode == "refine" else None
             fields.append(_boundary_fields(model, trunk, rows)[:, :, keep.low : keep.high])
         parts.append(found)
-    found = _merge(parts, config)
+    topk = _limit(config.pre_nms_topk, steps)
+    found = _merge(parts, topk)
     depth = torch.cat(depths)
     if mode == "anchor":
         decoded = ops.decode_segments(found.position, found.offset, found.offset_std)
@@ -107,7 +109,7 @@ def candidates(model: TemporalZoomNet, features: Tensor, config: InferenceConfig
     trace = Trace(depth, distance, scale, starts, ends)
     if mode == "pair":
         assert found.step_scores is not None
-        paired, labels, scores = ops.pair_segments(starts, ends, found.step_scores, topk=config.pre_nms_topk)
+        paired, labels, scores = ops.pair_segments(starts, ends, found.step_scores, topk=topk)
         strong = scores > config.pre_nms_thresh
         decoded = ops.Segments(paired.segments[strong], paired.std[strong])
         return _finish(decoded, scores[strong], labels[strong], trace, config)
@@ -166,13 +168,15 @@ def _depth_shift(
 
 
 def _anchor_candidates(
-    model: TemporalZoomNet, trunk: Trunk, keep: _Keep, config: InferenceConfig, *, per_step: bool
+    model: TemporalZoomNet, trunk: Trunk, keep: _Keep, config: InferenceConfig, steps: int, *, per_step: bool
 ) -> _Found:
     points = trunk.points
     scores = model.class_head(trunk.point_features, trunk.point_mask)[0].float().sigmoid()
     inside = (points.position >= keep.low) & (points.position < keep.high) & trunk.point_mask[0]
     kept = scores * inside.unsqueeze(-1)
-    chosen = ops.select_candidates(kept, points.level, min_score=config.pre_nms_thresh, topk=config.pre_nms_topk)
+    chosen = ops.select_candidates(
+        kept, points.level, min_score=config.pre_nms_thresh, topk=_limit(config.pre_nms_topk, steps)
+    )
     rows, back = chosen.point.unique(return_inverse=True)
     offset, scale = model.offset_head.at(trunk, rows)
     stride = points.stride[chosen.point].unsqueeze(-1)
@@ -200,8 +204,12 @@ def _step_scores(scores: Tensor, points: PointGrid, keep: _Keep) -> Tensor:
     return best
 
 
-def _merge(parts: list[_Found], config: InferenceConfig) -> _Found:
-    """Chunks together; each level again cut to its best ``pre_nms_topk``."""
+def _limit(limit: int, steps: int) -> int:
+    return limit * max(-(-steps // LIMIT_STEPS), 1)
+
+
+def _merge(parts: list[_Found], topk: int) -> _Found:
+    """Chunks together; each level again cut to its best ``topk``."""
     if len(parts) == 1:
         return parts[0]
     joined = [None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)]
@@ -210,7 +218,7 @@ def _merge(parts: list[_Found], config: InferenceConfig) -> _Found:
     order = order[whole.level[order].argsort(stable=True)]
     levels = whole.level[order]
     rank = torch.arange(levels.numel(), device=levels.device) - torch.searchsorted(levels, levels)
-    order = order[rank < config.pre_nms_topk]
+    order = order[rank < topk]
     cut = [x[order] for x in whole[:-1] if x is not None]
     return _Found(cut[0], cut[1], cut[2], cut[3], cut[4], cut[5], whole.step_scores)
 
@@ -275,14 +283,15 @@ def _finish(decoded: ops.Segments, scores: Tensor, labels: Tensor, trace: Trace,
 def suppress(raw: Raw, grid: TimeGrid, duration: float, config: InferenceConfig) -> Detections:
     """Non-maximum suppression in grid steps, then seconds clipped to the recording."""
     segments, scores, labels = raw.segments.cpu(), raw.scores.cpu(), raw.labels.cpu()
+    most = _limit(config.max_segments, raw.trace.depth.shape[0])
     if config.nms != "none":
         segments, scores, labels = ops.batched_nms(
-            segments, scores, labels, config.iou_threshold, config.min_score, config.max_segments,
+            segments, scores, labels, config.iou_threshold, config.min_score, most,
             use_soft_nms=config.nms != "hard", multiclass=config.multiclass, sigma=config.sigma,
             voting_thresh=config.voting_thresh, method="linear" if config.nms == "linear" else "gaussian",
         )  # fmt: skip
     else:
-        order = scores.argsort(descending=True, stable=True)[: config.max_segments]
+        order = scores.argsort(descending=True, stable=True)[:most]
         segments, scores, labels = segments[order], scores[order], labels[order]
     std = _std_of(segments, labels, raw)
     seconds = grid.to_seconds(segments.double().numpy())
