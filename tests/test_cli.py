@@ -184,7 +184,7 @@ def _peak_memory(run: Path, path: Path, out: Path) -> int:
     """Peak resident kilobytes of a process that predicts."""
     code = (
         "import sys, resource; from tzn.cli import main; "
-        f"code = main(['predict', {str(run)!r}, {str(path)!r}, '--out', {str(out)!r}]); "
+        f"code = main(['predict', {str(run)!r}, {str(path)!r}, '--out', {str(out)!r}, 'inference.pre_nms_thresh=0']); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ from tzn.nn import budget_shift
 from tzn.nn.pyramid import PointGrid
 
 LIMIT_STEPS = 16384  # pre_nms_topk and max_segments hold for every started stretch of this length
+NEAREST_PAIRS = 1 << 20  # (detection, candidate) pairs compared at once
 LAPLACE_STD = 2**0.5  # standard deviation of a Laplace variable of scale 1
 
 
@@ -301,10 +302,13 @@ def suppress(raw: Raw, grid: TimeGrid, duration: float, config: InferenceConfig)
 
 
 def _std_of(segments: Tensor, labels: Tensor, raw: Raw) -> Tensor:
-    """Standard errors of detections: those of the candidate nearest to each (voting moves a segment a little)."""
-    if segments.shape[0] == 0:
-        return segments.new_zeros(0, 2)
-    source = raw.segments.cpu()
-    apart = torch.cdist(segments.double(), source.double(), p=1)
-    apart = apart + 1e6 * (labels[:, None] != raw.labels.cpu()[None, :])
-    return raw.std.cpu()[apart.argmin(1)]
+    """Standard errors of detections: those of the nearest candidate of the class (voting moves a segment a little)."""
+    result = segments.new_zeros(segments.shape[0], 2)
+    all_segments, all_labels, all_std = raw.segments.cpu(), raw.labels.cpu(), raw.std.cpu()
+    for label in labels.unique():
+        mine, source = (labels == label).nonzero().squeeze(1), all_labels == label
+        of_class, std = all_segments[source], all_std[source]
+        for rows in mine.split(max(NEAREST_PAIRS // of_class.shape[0], 1)):
+            apart = (segments[rows, None] - of_class[None]).abs().sum(-1)
+            result[rows] = std[apart.argmin(1)]
+    return result
