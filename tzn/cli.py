@@ -230,7 +230,7 @@ def _data_check(o: argparse.Namespace) -> None:
     # Without a configuration only the data section matters; the model's required keys stand in.
     stand_in = [] if o.config else ["model.input_dim=1", "model.num_classes=1"]
     config = load_config(o.config, [*stand_in, *o.overrides])
-    report = check_dataset(o.folder, config.data, input_dim=config.model.input_dim if o.config else None)
+    report = check_dataset(o.folder, config.data, input_dim=config.model.feature_dim if o.config else None)
     print(json.dumps(report.to_dict()) if o.json else report.text())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tzn.models.config import TemporalZoomNetConfig
+from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -243,9 +243,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that defines a run. ``model.input_dim`` and ``model.num_classes`` must fit the data."""
+    """Everything that defines a run. ``model.input_dim`` and ``model.num_classes`` must fit the data.
 
-    model: TemporalZoomNetConfig
+    In YAML the section ``model`` describes a TemporalZoomNet; the section ``actionformer`` in its place, an ActionFormer.
+    """
+
+    model: TemporalZoomNetConfig | ActionFormerConfig
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)

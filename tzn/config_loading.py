@@ -15,7 +15,9 @@ import yaml
 
 from tzn.config import ExperimentConfig
 from tzn.errors import ConfigError
+from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 
+ACTIONFORMER = "actionformer"  # section that replaces "model" to choose the baseline network
 PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
 
 
@@ -56,9 +58,10 @@ def config_from_dict(content: Mapping[str, Any]) -> ExperimentConfig:
 def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """The configuration as plain dicts, lists, numbers, texts and None; fit for checkpoints and YAML."""
     return {
-        section.name: {f.name: _plain(getattr(part, f.name)) for f in dataclasses.fields(part)}
+        name: {f.name: _plain(getattr(part, f.name)) for f in dataclasses.fields(part)}
         for section in dataclasses.fields(config)
         for part in [getattr(config, section.name)]
+        for name in [ACTIONFORMER if isinstance(part, ActionFormerConfig) else section.name]
     }
 
 
@@ -123,7 +126,8 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _section_types() -> dict[str, type]:
-    return typing.get_type_hints(ExperimentConfig)
+    hints = typing.get_type_hints(ExperimentConfig)
+    return {**hints, "model": TemporalZoomNetConfig, ACTIONFORMER: ActionFormerConfig}
 
 
 def _field_types(section: str) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def _sections(content: Mapping[str, Any], source: str) -> dict[str, dict[str, An
 
 def _where(name: object) -> str:
     """Hint where a name belongs that was written in the wrong place."""
-    homes = [section for section in _section_types() if name in _field_types(section)]
+    homes = [section for section in _section_types() if name in _field_types(section) and section != ACTIONFORMER]
     return f"; did you mean {' or '.join(f'{home}.{name}' for home in homes)}?" if homes else ""
 
 
@@ -172,11 +176,16 @@ def _convert(value: Any, wanted: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        inner = next(a for a in arguments if a is not type(None))
-        try:
-            return _convert(value, inner)
-        except ValueError as error:
-            raise ValueError(f"{error}, or null") from None
+        expected = []
+        for inner in arguments:
+            if inner is type(None):
+                expected.append("null")
+                continue
+            try:
+                return _convert(value, inner)
+            except ValueError as error:
+                expected.append(str(error))
+        raise ValueError(", or ".join(expected))
     if origin is tuple:
         return _convert_tuple(value, arguments)
     if wanted is bool:
@@ -235,14 +244,19 @@ _SCALARS: dict[Any, Any] = {int: _to_int, float: _to_float, str: _to_str}
 
 def _build(sections: dict[str, dict[str, Any]], source: str) -> ExperimentConfig:
     parts = {}
+    if ACTIONFORMER in sections and "model" in sections:
+        raise ConfigError(f"{source}: sections 'model' (TemporalZoomNet) and 'actionformer' exclude each other")
+    left_out = "model" if ACTIONFORMER in sections else ACTIONFORMER
     for name, kind in _section_types().items():
+        if name == left_out:
+            continue
         values = sections.get(name, {})
         required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
         missing = [f"{name}.{key}" for key in required if key not in values]
         if missing:
             raise ConfigError(f"{source}: {' and '.join(missing)} must be set")
         try:
-            parts[name] = kind(**values)
+            parts["model" if name == ACTIONFORMER else name] = kind(**values)
         except ValueError as error:
             raise ConfigError(f"{source}: {error}") from None
     return ExperimentConfig(**parts)

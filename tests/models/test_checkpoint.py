@@ -16,7 +16,7 @@ def _content(config=None):
     config = config or small_run.small_config()
     model = TemporalZoomNet(config.model)
     weights = {f"model.{k}": v for k, v in model.state_dict().items()}
-    return model, {"state_dict": weights, "tzn": checkpoint_header(config_to_dict(config), CLASSES)}
+    return model, {"state_dict": weights, "tzn": checkpoint_header(model, config_to_dict(config), CLASSES)}
 
 
 def test_round_trip(tmp_path):

@@ -14,7 +14,9 @@ from tzn.config import InferenceConfig
 from tzn.data.dataset import Batch
 from tzn.data.grid import TimeGrid
 from tzn.inference.detections import Detections
-from tzn.models.temporal_zoom_net import TemporalZoomNet, Trunk
+from tzn.inference.localize_actionformer import actionformer_candidates
+from tzn.models import ActionFormer, Localizer, TemporalZoomNet
+from tzn.models.temporal_zoom_net import Trunk
 from tzn.nn import budget_shift
 from tzn.nn.pyramid import PointGrid
 
@@ -37,7 +39,7 @@ class Raw(NamedTuple):
     """Candidates of one recording before suppression, in grid steps."""
 
     segments: Tensor  # [N, 2]
-    std: Tensor  # [N, 2]
+    std: Tensor | None  # [N, 2]; None: the model knows none
     scores: Tensor  # [N]
     labels: Tensor  # [N]
     trace: Trace
@@ -56,7 +58,7 @@ class _Found(NamedTuple):
 
 
 def localize(
-    model: TemporalZoomNet, features: Tensor, grid: TimeGrid, duration: float, config: InferenceConfig
+    model: Localizer, features: Tensor, grid: TimeGrid, duration: float, config: InferenceConfig
 ) -> tuple[Detections, Trace]:
     """Detections of one recording.
 
@@ -73,7 +75,7 @@ def localize(
     return suppress(raw, grid, duration, config), raw.trace
 
 
-def localize_batch(model: TemporalZoomNet, batch: Batch, config: InferenceConfig) -> dict[str, Detections]:
+def localize_batch(model: Localizer, batch: Batch, config: InferenceConfig) -> dict[str, Detections]:
     """Detections of every recording of a batch; padding has no influence, so each runs at its own length."""
     was_training = model.training
     model.eval()
@@ -86,9 +88,14 @@ def localize_batch(model: TemporalZoomNet, batch: Batch, config: InferenceConfig
 
 
 @torch.no_grad()
-def candidates(model: TemporalZoomNet, features: Tensor, config: InferenceConfig) -> Raw:
+def candidates(model: Localizer, features: Tensor, config: InferenceConfig) -> Raw:
     """Refined (or paired) candidates of one recording ``[T, input_dim]`` before suppression."""
     steps = features.shape[0]
+    if isinstance(model, ActionFormer):
+        segments, scores, labels = actionformer_candidates(model, features, config, _limit(config.pre_nms_topk, steps))
+        long = segments[:, 1] - segments[:, 0] > config.duration_thresh
+        trace = Trace(torch.ones(steps), None, None, None, None)
+        return Raw(segments[long], None, scores[long], labels[long], trace)
     mode = config.mode if model.boundary_head is not None else "anchor"
     whole = steps <= config.chunk
     parts, depths, fields = [], [], []
@@ -294,21 +301,19 @@ def suppress(raw: Raw, grid: TimeGrid, duration: float, config: InferenceConfig)
     else:
         order = scores.argsort(descending=True, stable=True)[:most]
         segments, scores, labels = segments[order], scores[order], labels[order]
-    std = _std_of(segments, labels, raw)
+    std = None if raw.std is None else _std_of(segments, labels, raw, raw.std).double().numpy() * grid.step
     seconds = grid.to_seconds(segments.double().numpy())
-    return Detections(
-        np.clip(seconds, 0.0, duration), scores.double().numpy(), labels.numpy(), std.double().numpy() * grid.step
-    )
+    return Detections(np.clip(seconds, 0.0, duration), scores.double().numpy(), labels.numpy(), std)
 
 
-def _std_of(segments: Tensor, labels: Tensor, raw: Raw) -> Tensor:
+def _std_of(segments: Tensor, labels: Tensor, raw: Raw, std: Tensor) -> Tensor:
     """Standard errors of detections: those of the nearest candidate of the class (voting moves a segment a little)."""
     result = segments.new_zeros(segments.shape[0], 2)
-    all_segments, all_labels, all_std = raw.segments.cpu(), raw.labels.cpu(), raw.std.cpu()
+    all_segments, all_labels, all_std = raw.segments.cpu(), raw.labels.cpu(), std.cpu()
     for label in labels.unique():
         mine, source = (labels == label).nonzero().squeeze(1), all_labels == label
-        of_class, std = all_segments[source], all_std[source]
+        of_class, of_class_std = all_segments[source], all_std[source]
         for rows in mine.split(max(NEAREST_PAIRS // of_class.shape[0], 1)):
             apart = (segments[rows, None] - of_class[None]).abs().sum(-1)
-            result[rows] = std[apart.argmin(1)]
+            result[rows] = of_class_std[apart.argmin(1)]
     return result

@@ -55,7 +55,7 @@ def predict_files(
     found: dict[str, Detections] = {}
     saved = {}
     for path in tqdm(files, desc="predict", unit="recording", disable=not progress or len(files) < 2):
-        stored = torch.from_numpy(load_features(path, npz_key=data.npz_key, input_dim=config.model.input_dim))
+        stored = torch.from_numpy(load_features(path, npz_key=data.npz_key, input_dim=config.model.feature_dim))
         assert data.fps is not None
         grid = recording_grid(stored.shape[0], data, data.fps)
         features = stored if data.fixed_length is None else resize(stored, data.fixed_length)

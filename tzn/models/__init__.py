@@ -1,6 +1,22 @@
 """Localizers and their configurations."""
 
-from tzn.models.config import TemporalZoomNetConfig
+from tzn.models.actionformer import ActionFormer
+from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 from tzn.models.temporal_zoom_net import Outputs, TemporalZoomNet
 
-__all__ = ["Outputs", "TemporalZoomNet", "TemporalZoomNetConfig"]
+Localizer = TemporalZoomNet | ActionFormer
+
+__all__ = [
+    "ActionFormer",
+    "ActionFormerConfig",
+    "Localizer",
+    "Outputs",
+    "TemporalZoomNet",
+    "TemporalZoomNetConfig",
+    "build_model",
+]
+
+
+def build_model(config: TemporalZoomNetConfig | ActionFormerConfig) -> Localizer:
+    """A freshly initialised localizer."""
+    return ActionFormer(config) if isinstance(config, ActionFormerConfig) else TemporalZoomNet(config)

@@ -25,21 +25,28 @@ class ActionFormerOutputs(NamedTuple):
 class ActionFormer(nn.Module):
     """Backbone, neck and two heads shared over the pyramid levels.
 
-    ``forward`` takes ``features`` ``[B, T, input_dim]`` (zero where padded) and ``mask`` ``[B, T]``; T must be divisible by
-    the coarsest stride. :meth:`padded` brings any batch there and keeps the original's results without its padding to a
-    maximum length.
+    ``forward`` takes ``features`` ``[B, T, input_dim]`` and ``mask`` ``[B, T]``; T must be divisible by the coarsest
+    stride. :meth:`padded` brings any batch there and keeps the original's results without its padding to a maximum length.
     """
+
+    feature_mean: Tensor
+    feature_std: Tensor
 
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__()
         self.config = config
+        # Not in the state dict, whose keys are those of the released checkpoints; tzn's own carry them beside it.
+        self.register_buffer("feature_mean", torch.zeros(config.feature_dim), persistent=False)
+        self.register_buffer("feature_std", torch.ones(config.feature_dim), persistent=False)
         self.backbone = Backbone(config)
         self.neck = IdentityNeck(config) if config.fpn_type == "identity" else TopDownNeck(config)
         self.cls_head = ClassHead(config)
         self.reg_head = OffsetHead(config)
 
     def forward(self, features: Tensor, mask: Tensor) -> ActionFormerOutputs:
-        levels, masks = self.backbone(features, mask)
+        # What is padded stays as it is: zeros, and the original reads them as such.
+        standard = torch.where(mask.unsqueeze(-1), (features - self.feature_mean) / self.feature_std, features)
+        levels, masks = self.backbone(standard, mask)
         levels = self.neck(levels, masks)
         return ActionFormerOutputs(self.cls_head(levels, masks), self.reg_head(levels, masks), masks, levels)
 

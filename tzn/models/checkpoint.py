@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from tzn.errors import CheckpointError
-from tzn.models.config import TemporalZoomNetConfig
-from tzn.models.temporal_zoom_net import TemporalZoomNet
+from tzn.models import Localizer, build_model
+from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 
 FORMAT = 1
 
@@ -21,14 +21,20 @@ FORMAT = 1
 class LoadedCheckpoint:
     """A localizer ready to run, on the CPU and in evaluation mode."""
 
-    model: TemporalZoomNet
+    model: Localizer
     classes: tuple[str, ...]
     config: dict[str, Any]  # the whole experiment as plain data, see tzn.config_loading.config_from_dict
 
 
-def checkpoint_header(config: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """What a checkpoint carries besides weights: plain data only."""
-    return {"format": FORMAT, "config": config, "classes": list(classes)}
+def checkpoint_header(model: Localizer, config: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
+    """What a checkpoint carries besides weights: plain data and the standardisation."""
+    return {
+        "format": FORMAT,
+        "config": config,
+        "classes": list(classes),
+        "feature_mean": model.feature_mean.detach().cpu().clone(),
+        "feature_std": model.feature_std.detach().cpu().clone(),
+    }
 
 
 def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
@@ -38,26 +44,41 @@ def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
         CheckpointError: missing or damaged file, another kind of checkpoint, weights that do not fit the configuration.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_checkpoint(path)
     header = content.get("tzn") if isinstance(content, dict) else None
     if not isinstance(header, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path}: not a tzn checkpoint (it has no configuration); expected one from 'tzn train'")
     if header["format"] > FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {header['format']} is newer than this tzn reads ({FORMAT})")
-    shape = dict(header["config"]["model"])
-    shape["regression_ranges"] = tuple(tuple(r) for r in shape["regression_ranges"])
-    model = TemporalZoomNet(TemporalZoomNetConfig(**shape))
+    model = build_model(_model_config(header["config"]))
     weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: weights do not fit their configuration: {' '.join(str(error).split())}"
-        ) from None
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: weights do not fit their configuration: {text}") from None
+    model.feature_mean.copy_(header["feature_mean"])
+    model.feature_std.copy_(header["feature_std"])
     return LoadedCheckpoint(model.eval(), tuple(header["classes"]), header["config"])
 
 
-def _read(path: Path) -> Any:
+def _model_config(config: dict[str, Any]) -> TemporalZoomNetConfig | ActionFormerConfig:
+    """The model's section of a configuration stored as plain data, lists back to tuples."""
+    kind = ActionFormerConfig if "actionformer" in config else TemporalZoomNetConfig
+    section = config["actionformer" if "actionformer" in config else "model"]
+    return kind(**{name: _tuples(value) for name, value in section.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Content of a file written by ``torch.save``, with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: missing or damaged file.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; 'tzn train' writes checkpoints/best.ckpt and last.ckpt")
     try:
@@ -82,7 +103,7 @@ def run_checkpoint(path: Path) -> Path:
             f"{path}: no checkpoints/last.ckpt in this folder; expected the folder of a 'tzn train' run"
         )
     if best.is_file():
-        held_out = _read(best).get("tzn", {}).get("config", {}).get("data", {}).get("validation")
+        held_out = read_checkpoint(best).get("tzn", {}).get("config", {}).get("data", {}).get("validation")
         if held_out:
             return best
     return last

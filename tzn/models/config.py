@@ -99,6 +99,11 @@ class TemporalZoomNetConfig:
                 raise ValueError(f"model.{name} = {value}: expected a number in [0, 1)")
 
     @property
+    def feature_dim(self) -> int:
+        """Channels of the input features."""
+        return self.input_dim
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Stride of every pyramid level with heads, in grid steps."""
         return tuple(self.first_stride << level for level in range(self.num_levels))
@@ -165,6 +170,11 @@ class ActionFormerConfig:
             raise ValueError(f"model.fpn_dim = {self.fpn_dim}: the identity neck keeps the width {self.width}")
         if self.backbone_type not in ("convTransformer", "conv"):
             raise ValueError(f"model.backbone_type = {self.backbone_type!r}: expected 'convTransformer' or 'conv'")
+
+    @property
+    def feature_dim(self) -> int:
+        """Channels of the input features."""
+        return sum(self.input_dims)
 
     @property
     def input_dims(self) -> tuple[int, ...]:

@@ -146,7 +146,7 @@ def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDatas
     unknown = [name for name in config.evaluation.short_classes if name not in classes]
     if unknown:
         raise ConfigError(f"evaluation.short_classes: {unknown[0]!r} is not a class; the data has {', '.join(classes)}")
-    folder, width, seed = data / c.features, config.model.input_dim, config.training.seed
+    folder, width, seed = data / c.features, config.model.feature_dim, config.training.seed
     chosen = select_recordings(annotations, c, "train")
     train_set = RecordingDataset(annotations, chosen, folder, c, width, training=True, seed=seed)
     if not c.validation:

@@ -18,13 +18,13 @@ from tzn.errors import TrainingError
 from tzn.evaluation.report import evaluate
 from tzn.inference.detections import Detections
 from tzn.inference.localize import localize_batch
-from tzn.models import TemporalZoomNet
+from tzn.models import ActionFormer, ActionFormerConfig, build_model
 from tzn.models.checkpoint import checkpoint_header
-from tzn.training.objective import Objective
+from tzn.training.objective import ActionFormerObjective, Objective
 
 
 class LocalizerModule(pl.LightningModule):
-    """Trains a :class:`TemporalZoomNet`.
+    """Trains a :class:`TemporalZoomNet` or an :class:`ActionFormer`.
 
     Args:
         config: the experiment.
@@ -38,8 +38,9 @@ class LocalizerModule(pl.LightningModule):
         super().__init__()
         self.config, self.classes = config, classes
         self.validation_truth = list(validation)
-        self.model = TemporalZoomNet(config.model)
-        self.objective = Objective(config.model, config.training)
+        self.model = build_model(config.model)
+        kind = ActionFormerObjective if isinstance(config.model, ActionFormerConfig) else Objective
+        self.objective = kind(config.model, config.training)  # type: ignore[arg-type]
         self._detections: dict[str, Detections] = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -48,7 +49,7 @@ class LocalizerModule(pl.LightningModule):
         torch.manual_seed((self.config.training.seed * 7919 + position) * 65_537 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        outputs = self.model(batch.features, batch.mask)
+        outputs = self.model(*self._padded(batch))
         progress = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
         losses = self.objective(outputs, batch.segments, batch.labels, progress)
         bad = [name for name, value in losses.items() if not torch.isfinite(value)]
@@ -61,12 +62,21 @@ class LocalizerModule(pl.LightningModule):
         size = len(batch.ids)
         for name, value in losses.items():
             # Averaged over processes: the curve is the one of the global batch.
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", sync_dist=True, batch_size=size)
+            self.log(
+                f"train/{name}",
+                value.detach(),
+                prog_bar=name in ("loss", "depth_mean"),
+                sync_dist=True,
+                batch_size=size,
+            )
         whole = losses["loss"].detach()
         self.log("train/loss_epoch", whole, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
-        depth = (outputs.trunk.depths.tau * batch.mask).sum() / batch.mask.sum()
-        self.log("train/depth_mean", depth.detach(), prog_bar=True, sync_dist=True, batch_size=size)
         return losses["loss"]
+
+    def _padded(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if isinstance(self.model, ActionFormer):
+            return self.model.padded(batch.features, batch.mask)
+        return batch.features, batch.mask
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._detections.update(localize_batch(self.model, batch, self.config.inference))
@@ -92,13 +102,15 @@ class LocalizerModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tzn"] = checkpoint_header(config_to_dict(self.config), self.classes)
+        checkpoint["tzn"] = checkpoint_header(self.model, config_to_dict(self.config), self.classes)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two AdamW groups: weights of linear layers decay; biases, norms, scales and position biases do not."""
+    """Two AdamW groups: weights of linear layers and convolutions decay; biases, norms, scales and position biases do not."""
     decayed = {
-        f"{name}.weight" if name else "weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)
+        f"{name}.weight" if name else "weight"
+        for name, part in model.named_modules()
+        if isinstance(part, (nn.Linear, nn.Conv1d))
     }
     named = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
     return [

@@ -1,4 +1,4 @@
-"""The training objective of TemporalZoomNet: classes, offsets, boundary distances, depth budget."""
+"""Training objectives: classes and offsets for both networks; boundary distances and depth budget for TemporalZoomNet."""
 
 from __future__ import annotations
 
@@ -11,50 +11,94 @@ from torch import Tensor, nn
 
 from tzn import ops
 from tzn.config import TrainingConfig
-from tzn.models import Outputs, TemporalZoomNetConfig
-from tzn.nn.assignment import PointTargets, assign_points
+from tzn.models import ActionFormerConfig, Outputs, TemporalZoomNetConfig
+from tzn.models.actionformer import ActionFormerOutputs
+from tzn.nn.assignment import assign_points
 from tzn.nn.losses import boundary_distance_loss, depth_budget_loss, diou_loss, focal_loss, laplace_loss
+from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid
 
 NORM_MOMENTUM = 0.9
 
 
-class Objective(nn.Module):
-    """Weighted sum of the losses; each is a sum over the global batch divided by a running count of what it sums over.
+class PointObjective(nn.Module):
+    """Class and offset losses of the pyramid's points: sums over the global batch over a running count of positives.
 
     The running counts are buffers, so a resumed run continues with them.
     """
 
     point_norm: Tensor
+
+    def __init__(self, num_classes: int, training: TrainingConfig) -> None:
+        super().__init__()
+        self.num_classes, self.training_config = num_classes, training
+        self.register_buffer("point_norm", torch.tensor(float(training.loss_norm)))
+
+    def point_losses(
+        self, points: PointGrid, valid: Tensor, logits: Tensor, offsets: Tensor, segments: Sequence[Tensor],
+        labels: Sequence[Tensor],
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:  # fmt: skip
+        """Losses "class" and "offset", the positive points ``[B, P]``, their target offsets, and the running count.
+
+        Args:
+            valid: ``[B, P]``; logits: ``[B, P, C]``; offsets: ``[B, P, 2]`` in strides.
+            segments: per recording ``[N, 2]`` in grid steps; labels: ``[N]``.
+        """
+        c = self.training_config
+        targets = [
+            assign_points(
+                points.position, points.stride, points.ranges, s, lab, self.num_classes, center_radius=c.center_radius
+            )
+            for s, lab in zip(segments, labels, strict=True)
+        ]
+        positive = torch.stack([t.positive for t in targets]) & valid
+        classes = torch.stack([t.classes for t in targets])
+        if c.label_smoothing:
+            classes = classes * (1 - c.label_smoothing) + c.label_smoothing / (self.num_classes + 1)
+        target = torch.stack([t.offsets for t in targets])[positive]
+        norm = self.average("point_norm", positive.sum())
+        losses = {
+            "class": focal_loss(logits[valid], classes[valid]) / norm,
+            "offset": diou_loss(offsets[positive], target) / norm,
+        }
+        return losses, positive, target, norm
+
+    def average(self, name: str, count: Tensor) -> Tensor:
+        """Running count per process: all together see ``world`` times as much, and gradients are averaged."""
+        average = getattr(self, name)
+        if self.training:
+            total = count.to(average.dtype)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(total)
+            average.mul_(NORM_MOMENTUM).add_((1 - NORM_MOMENTUM) * total.clamp(min=1))
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        return average.clone() / world
+
+
+class Objective(PointObjective):
+    """The whole objective of a TemporalZoomNet."""
+
     step_norm: Tensor
 
     def __init__(self, model: TemporalZoomNetConfig, training: TrainingConfig) -> None:
-        super().__init__()
-        self.model, self.training_config = model, training
-        self.register_buffer("point_norm", torch.tensor(float(training.loss_norm)))
+        super().__init__(model.num_classes, training)
+        self.model = model
         self.register_buffer("step_norm", torch.tensor(float(training.loss_norm)))
 
     def forward(
         self, outputs: Outputs, segments: Sequence[Tensor], labels: Sequence[Tensor], progress: float
     ) -> dict[str, Tensor]:
-        """Losses by name; "loss" is what to minimise.
+        """Losses by name; "loss" is what to minimise, "depth_mean" the mean tau.
 
         Args:
             segments: per recording ``[N, 2]`` in grid steps; labels: ``[N]``.
             progress: share of training done, in [0, 1]; drives the depth target.
         """
         c, trunk = self.training_config, outputs.trunk
-        targets = [self._assign(outputs, s, lab) for s, lab in zip(segments, labels, strict=True)]
-        valid = trunk.point_mask
-        positive = torch.stack([t.positive for t in targets]) & valid
-        classes = torch.stack([t.classes for t in targets])
-        if c.label_smoothing:
-            classes = classes * (1 - c.label_smoothing) + c.label_smoothing / (self.model.num_classes + 1)
-        points = self._average("point_norm", positive.sum())
-        losses = {"class": focal_loss(outputs.class_logits[valid], classes[valid]) / points}
-        target = torch.stack([t.offsets for t in targets])[positive]
-        offset, scale = outputs.offsets[positive], outputs.offset_scale[positive]
-        losses["offset"] = diou_loss(offset, target) / points
-        losses["offset_scale"] = laplace_loss((offset - target).detach(), scale) / points
+        losses, positive, target, norm = self.point_losses(
+            trunk.points, trunk.point_mask, outputs.class_logits, outputs.offsets, segments, labels
+        )
+        error = (outputs.offsets[positive] - target).detach()
+        losses["offset_scale"] = laplace_loss(error, outputs.offset_scale[positive]) / norm
         losses["boundary"] = self._boundary_loss(outputs, segments)
         losses["depth"] = self._depth_loss(outputs, progress)
         losses["loss"] = (
@@ -64,14 +108,8 @@ class Objective(nn.Module):
             + c.boundary_weight * losses["boundary"]
             + c.depth_weight * losses["depth"]
         )
+        losses["depth_mean"] = ((trunk.depths.tau * trunk.mask).sum() / trunk.mask.sum()).detach()
         return losses
-
-    def _assign(self, outputs: Outputs, segments: Tensor, labels: Tensor) -> PointTargets:
-        points = outputs.trunk.points
-        return assign_points(
-            points.position, points.stride, points.ranges, segments, labels, self.model.num_classes,
-            center_radius=self.training_config.center_radius,
-        )  # fmt: skip
 
     def _boundary_loss(self, outputs: Outputs, segments: Sequence[Tensor]) -> Tensor:
         if outputs.distance is None or outputs.distance_scale is None:
@@ -82,7 +120,7 @@ class Objective(nn.Module):
             outputs.distance, outputs.distance_scale, target, self.model.boundary_radius,
             mask.unsqueeze(1).expand_as(target), kind=c.boundary_loss, slope_weight=c.slope_weight,
         )  # fmt: skip
-        return total / self._average("step_norm", steps)
+        return total / self.average("step_norm", steps)
 
     def _depth_loss(self, outputs: Outputs, progress: float) -> Tensor:
         gates = outputs.trunk.depths.gates
@@ -92,16 +130,28 @@ class Objective(nn.Module):
         done = min(progress / c.depth_warmup, 1.0) if c.depth_warmup else 1.0
         return depth_budget_loss(gates, outputs.trunk.mask, 1 - (1 - c.target_depth) * done)
 
-    def _average(self, name: str, count: Tensor) -> Tensor:
-        """Running count per process: all together see ``world`` times as much, and gradients are averaged."""
-        average = getattr(self, name)
-        if self.training:
-            total = count.to(average.dtype)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(total)
-            average.mul_(NORM_MOMENTUM).add_((1 - NORM_MOMENTUM) * total.clamp(min=1))
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return average.clone() / world
+
+class ActionFormerObjective(PointObjective):
+    """The original recipe: focal and DIoU loss (ACTIONFORMER_SPEC section 10)."""
+
+    def __init__(self, model: ActionFormerConfig, training: TrainingConfig) -> None:
+        super().__init__(model.num_classes, training)
+        self.model = model
+
+    def forward(
+        self, outputs: ActionFormerOutputs, segments: Sequence[Tensor], labels: Sequence[Tensor], progress: float
+    ) -> dict[str, Tensor]:
+        """Losses by name, as :meth:`Objective.forward`; a negative ``offset_weight`` balances the two by their size."""
+        logits, valid = flatten_levels(outputs.class_logits, outputs.masks)
+        offsets, _ = flatten_levels(outputs.offsets, outputs.masks)
+        lengths = [mask.shape[1] for mask in outputs.masks]
+        points = point_grid(lengths, self.model.strides, self.model.regression_range, logits.device)
+        losses, *_ = self.point_losses(points, valid, logits, offsets, segments, labels)
+        weight: Tensor | float = self.training_config.offset_weight
+        if weight <= 0:
+            weight = losses["class"].detach() / losses["offset"].detach().clamp(min=0.01)
+        losses["loss"] = self.training_config.class_weight * losses["class"] + weight * losses["offset"]
+        return losses
 
 
 def boundary_targets(segments: Sequence[Tensor], steps: int, radius: float, fields: str) -> Tensor:
