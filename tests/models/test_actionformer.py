@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from tzn.config import InferenceConfig, TrainingConfig
+from tzn.data.grid import TimeGrid
+from tzn.errors import CheckpointError
+from tzn.inference.localize import candidates, localize
 from tzn.models.actionformer import ActionFormer
+from tzn.models.actionformer_checkpoint import load_actionformer_checkpoint
 from tzn.models.config import ActionFormerConfig
+from tzn.training.objective import ActionFormerObjective
 
 TINY = ["thumos_like", "anet_like", "ego4d_like", "conv_backbone"]
 TOLERANCE = {"rtol": 0, "atol": 2e-5}
@@ -100,6 +106,129 @@ def test_keys_and_shapes_of_the_released_thumos_model(goldens):
     )
     assert found == wanted
     assert sum(p.numel() for p in model.parameters()) == 29_251_612
+
+
+def _settings(test: dict) -> InferenceConfig:
+    same = ("pre_nms_thresh", "pre_nms_topk", "duration_thresh", "iou_threshold", "min_score", "voting_thresh")
+    return InferenceConfig(
+        **{name: test[name] for name in same}, max_segments=test["max_seg_num"], sigma=test["nms_sigma"],
+        multiclass=test["multiclass_nms"], nms=test["nms_method"],
+    )  # fmt: skip
+
+
+def _same_detections(found, segments, scores, labels, voted: bool) -> None:
+    def by_score(segments, scores, labels):
+        return np.lexsort((segments[:, 0], labels, -np.round(scores, 4)))
+
+    order, wanted = by_score(found.segments, found.scores, found.labels), by_score(segments, scores, labels)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+    np.testing.assert_array_equal(found.labels[order], labels[wanted])
+    np.testing.assert_allclose(found.segments[order], segments[wanted], atol=2e-3 if voted else 2e-4)
+
+
+@pytest.mark.parametrize("case", ["full", "padded"])
+@pytest.mark.parametrize("name", ["actionformer_w19", "actionformer_w9"])
+def test_final_detections_equal_the_original(goldens, name, case):
+    model, info, arrays = released(goldens, name)
+    features = torch.from_numpy(arrays[f"{case}/input"]).T
+    grid = TimeGrid.from_frames(4, 16, 30.0)
+    found, _ = localize(model, features, grid, 1e4, _settings(info["test_cfg"]))
+    expected = [arrays[f"{case}/result_{k}"] for k in ("segments", "scores", "labels")]
+    _same_detections(found, *expected, voted=False)
+    assert found.std is None
+
+
+@pytest.mark.parametrize("variant", TINY)
+def test_final_detections_of_every_variant_equal_the_original(goldens, variant):
+    model, info, arrays = tiny(goldens, variant)
+    meta, settings = info["infer"], _settings(info["config"]["test_cfg"])
+    grid = TimeGrid.from_frames(meta["feat_stride"], meta["feat_num_frames"], meta["fps"])
+    features = torch.from_numpy(arrays["infer/feats"]).T
+    raw = candidates(model, features, settings)
+    assert len(raw.scores) == meta["n_decoded"]
+    found, _ = localize(model, features, grid, meta["duration"], settings)
+    expected = [arrays[f"infer/{k}"] for k in ("segments", "scores", "labels")]
+    _same_detections(found, *expected, voted=not settings.multiclass)
+
+
+def _objective(model: ActionFormer, train: dict) -> ActionFormerObjective:
+    config = TrainingConfig(
+        loss_norm=train["init_loss_norm"], label_smoothing=train["label_smoothing"],
+        offset_weight=train.get("loss_weight", 1.0), center_radius=train.get("center_sample_radius", 1.5),
+    )  # fmt: skip
+    return ActionFormerObjective(model.config, config).train()
+
+
+@pytest.mark.parametrize("variant", TINY)
+def test_losses_and_their_gradients_equal_the_original(goldens, variant):
+    model, info, arrays = tiny(goldens, variant)
+    objective = _objective(model, info["config"]["train_cfg"])
+    features = torch.from_numpy(arrays["padded/x"]).transpose(1, 2)
+    mask = torch.from_numpy(arrays["padded/mask"])[:, 0]
+    segments = [torch.from_numpy(arrays[f"train/segments{b}"]) for b in range(2)]
+    labels = [torch.from_numpy(arrays[f"train/labels{b}"]) for b in range(2)]
+    with torch.no_grad():
+        outputs = model(features, mask)
+    leaves = [x.requires_grad_() for x in (*outputs.class_logits, *outputs.offsets)]
+    for key in ("train/loss", "train/loss_second_call"):
+        losses = objective(outputs, segments, labels, 0.0)
+        found = [float(losses[k]) for k in ("class", "offset", "loss")] + [float(objective.point_norm)]
+        np.testing.assert_allclose(found, arrays[key], rtol=2e-5)
+        if key == "train/loss":
+            gradients = torch.autograd.grad(losses["loss"], leaves)
+    count = len(outputs.class_logits)
+    for level in range(count):
+        np.testing.assert_allclose(gradients[level], arrays[f"train/grad_cls{level}"], atol=1e-6)
+        np.testing.assert_allclose(gradients[count + level], arrays[f"train/grad_off{level}"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["actionformer_w19", "actionformer_w9"])
+def test_gradient_norms_of_a_training_step_equal_the_original(goldens, name):
+    model, info, arrays = released(goldens, name)
+    inputs = [torch.from_numpy(arrays[f"train/input{b}"]).T for b in range(2)]
+    features = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)
+    mask = torch.arange(features.shape[1])[None] < torch.tensor([[len(x)] for x in inputs])
+    segments = [torch.from_numpy(arrays[f"train/segments{b}"]) for b in range(2)]
+    labels = [torch.from_numpy(arrays[f"train/labels{b}"]).long() for b in range(2)]
+    losses = _objective(model, info)(model(*model.padded(features, mask)), segments, labels, 0.0)
+    for key, wanted in (("class", "cls_loss"), ("offset", "reg_loss"), ("loss", "final_loss")):
+        assert float(losses[key]) == pytest.approx(float(arrays[f"train/{wanted}"]), rel=2e-5)
+    losses["loss"].backward()
+    for parameter, norm in info["grad_norms"].items():
+        found = float(dict(model.named_parameters())[parameter].grad.norm())
+        assert found == pytest.approx(norm, rel=1e-3, abs=1e-6), parameter
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_released_checkpoints_load(tmp_path, goldens, prefix):
+    model, _, _ = tiny(goldens, "thumos_like")
+    weights = {prefix + k: v for k, v in model.state_dict().items()}
+    other = {k: v + 1 for k, v in weights.items()}
+    content = {"epoch": 35, "state_dict": other, "state_dict_ema": weights, "optimizer": {"state": {}}, "scheduler": {}}
+    torch.save(content, tmp_path / "epoch_034.pth.tar")
+    loaded = load_actionformer_checkpoint(tmp_path / "epoch_034.pth.tar", model.config)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    raw = load_actionformer_checkpoint(tmp_path / "epoch_034.pth.tar", model.config, ema=False)
+    assert not torch.equal(raw.cls_head.cls_head.conv.weight, model.cls_head.cls_head.conv.weight)
+
+
+def test_checkpoints_that_do_not_fit_say_what_does_not(tmp_path, goldens):
+    model, _, _ = tiny(goldens, "thumos_like")
+    weights = dict(model.state_dict())
+    weights["extra.weight"] = torch.zeros(1)
+    weights["cls_head.cls_head.conv.bias"] = torch.zeros(9)
+    del weights["backbone.embd.0.conv.weight"]
+    torch.save({"state_dict_ema": weights}, tmp_path / "x.pth.tar")
+    with pytest.raises(CheckpointError) as caught:
+        load_actionformer_checkpoint(tmp_path / "x.pth.tar", model.config)
+    text = str(caught.value)
+    assert "1 missing: backbone.embd.0.conv.weight" in text
+    assert "1 not in this network: extra.weight" in text
+    assert "cls_head.cls_head.conv.bias is (9,), expected (5,)" in text
+    torch.save([1, 2], tmp_path / "y.pth.tar")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_actionformer_checkpoint(tmp_path / "y.pth.tar", model.config)
 
 
 def test_every_parameter_gets_a_gradient_in_training():

@@ -166,3 +166,26 @@ def test_settings_that_do_not_fit_the_data_are_refused_before_anything_is_writte
     with pytest.raises(ValueError, match=message):
         train(small_run.small_config(*extra, override), data, tmp_path / "run", accelerator="cpu", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_actionformer_trains_evaluates_and_predicts_through_the_same_commands(data, tmp_path):
+    from tzn.config_loading import config_from_dict, config_to_dict
+    from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
+
+    content = config_to_dict(small_run.small_config("training.epochs=12"))
+    del content["model"]
+    content["actionformer"] = {
+        "input_dim": 6, "num_classes": 3, "embd_dim": 16, "fpn_dim": 16, "head_dim": 16, "n_head": 2,
+        "n_mha_win_size": 5, "backbone_arch": [1, 1, 2], "regression_range": [[0, 8], [8, 32], [32, 10000]],
+        "max_seq_len": 128,
+    }  # fmt: skip
+    config = config_from_dict(content)
+    last = train(config, data, tmp_path / "run", accelerator="cpu", progress=False)
+    curve = small_run.losses(tmp_path / "run")
+    steps = sorted(curve)
+    assert sum(curve[s] for s in steps[-4:]) < 0.9 * sum(curve[s] for s in steps[:4])
+    loaded = load_checkpoint(last)
+    assert type(loaded.model).__name__ == "ActionFormer" and config_from_dict(loaded.config) == config
+    assert loaded.model.feature_std.std() > 0
+    result = evaluate_checkpoint(loaded, data, progress=False)
+    assert result.gmac > 0 and set(result.detections)

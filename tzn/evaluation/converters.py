@@ -6,7 +6,8 @@ import io
 import json
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from tzn.files import atomic_write
 from tzn.inference.detections import Detections, read_predictions
 
 COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
-PLAIN_KINDS = "biufSU"  # NumPy dtypes whose bytes are the values: nothing in them can point anywhere
 
 
 def read_any_predictions(
@@ -118,7 +118,10 @@ def _columns(content: Any, path: Path) -> dict[str, np.ndarray]:
 def _column(values: Any, key: str, path: Path) -> np.ndarray:
     """``[N]`` text for the ids, int64 for labels, float64 for the rest."""
     values = values.value if isinstance(values, _Array) else values
-    array = np.asarray(values) if isinstance(values, (list, tuple, np.ndarray)) else np.zeros(())
+    try:
+        array = np.asarray(values) if isinstance(values, (list, tuple, np.ndarray)) else np.zeros(())
+    except ValueError:  # lists of unequal lengths
+        array = np.zeros((), dtype=object)
     kinds = {"video-id": "U", "label": "iu"}.get(key, "fiu")
     if array.size == 0 and array.ndim == 1:
         kinds += array.dtype.kind  # an empty list has no type to be wrong
@@ -195,30 +198,34 @@ class _PlainUnpickler(pickle.Unpickler):
         raise DataError("refused to load a reference to something outside the file")
 
 
-class _Dtype:
-    """Stand-in for ``numpy.dtype``: a type code that can only be plain values or a list of objects."""
+class _StandIn:
+    """Base of the stand-ins: none takes state unless it says so. Classes, because functions could be given attributes."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise DataError("refused to load something that NumPy did not write")
+
+
+class _Ndarray(_StandIn):
+    """Stand-in for the name ``numpy.ndarray``, which arrays only mention."""
+
+    def __init__(self, *_: Any) -> None:
+        raise DataError("refused to load an array that NumPy did not write")
+
+
+class _Dtype(_StandIn):
+    """Stand-in for ``numpy.dtype``: plain numbers, text, or objects kept as a list."""
 
     def __init__(self, code: Any, *_: Any) -> None:
-        self.dtype = np.dtype(code if isinstance(code, str) else "V")
-        if self.dtype.kind not in PLAIN_KINDS + "O" or self.dtype.subdtype or self.dtype.fields:
+        if not (isinstance(code, str) and re.fullmatch(r"[biufSUO]\d{1,6}", code)):
             raise DataError(f"refused to load an array of type {code!r:.40}: only plain numbers and text are accepted")
+        self.dtype = np.dtype(code[0] if code[0] == "O" else code)
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: Any) -> None:
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class _NumpyValue:
-    """Stand-in for ``numpy.ndarray`` as a name; never made into an object."""
-
-    def __init__(self) -> None:
-        raise DataError("refused to load an array that NumPy did not write")
-
-    def __setstate__(self, state: Any) -> None:
-        raise DataError("refused to load an array that NumPy did not write")
-
-
-class _Array:
+class _Array(_StandIn):
     """Stand-in for an array: ``value`` is the array, or a list where it holds objects."""
 
     value: Any = None
@@ -226,7 +233,7 @@ class _Array:
     def __init__(self, *_: Any) -> None:
         pass
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, raw = state
         self.value = _decoded(raw, dtype, shape, "F" if is_fortran else "C")
 
@@ -238,6 +245,22 @@ class _Buffer(_Array):
         self.value = _decoded(raw, dtype, shape, order)
 
 
+class _Scalar(_StandIn):
+    """Stand-in for NumPy scalars, which become plain Python values."""
+
+    def __new__(cls, dtype: _Dtype, raw: bytes) -> Any:
+        return _decoded(raw, dtype, (1,), "C")[0].item()
+
+
+class _Latin1(_StandIn):
+    """Stand-in for ``codecs.encode``, with which pickle protocols 0 to 2 write bytes."""
+
+    def __new__(cls, text: str, encoding: str) -> Any:
+        if encoding != "latin1":
+            raise DataError(f"refused to encode text as {encoding!r:.40}")
+        return text.encode("latin1")
+
+
 def _decoded(raw: Any, dtype: _Dtype, shape: Any, order: str) -> Any:
     if isinstance(raw, list) and dtype.dtype.kind == "O":
         return raw
@@ -246,22 +269,11 @@ def _decoded(raw: Any, dtype: _Dtype, shape: Any, order: str) -> Any:
     return np.frombuffer(bytes(raw), dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _scalar(dtype: _Dtype, raw: bytes = b"") -> Any:
-    return _decoded(raw, dtype, (1,), "C")[0]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Bytes as pickle protocols 0 to 2 write them."""
-    if encoding != "latin1":
-        raise DataError(f"refused to decode text as {encoding!r}")
-    return text.encode("latin1")
-
-
-STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
+STAND_INS: dict[tuple[str, str], type] = {
     ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _NumpyValue,
+    ("numpy", "ndarray"): _Ndarray,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.multiarray", "scalar"): _Scalar,
     ("numpy.core.numeric", "_frombuffer"): _Buffer,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): _Latin1,
 }
