@@ -7,21 +7,19 @@ a group lookup and a frame slice per detection, a filtered and sorted frame per 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from peers.row_scorer import average_precision, iou_of, prediction_rows, truth_rows
+from peers.row_scorer import average_precision, iou_of
 
 ENDS = ["t-start", "t-end"]
 
 
 def score_frames(
-    predictions: Path, annotations: Path, split: str, tiou: Sequence[float], top_k: Sequence[int]
+    truth: pd.DataFrame, found: pd.DataFrame, tiou: Sequence[float], top_k: Sequence[int]
 ) -> dict[str, Any]:
-    """mAP ``[tiou]`` and recall ``[tiou][k]`` of ActivityNet-style files."""
-    truth, found = pd.DataFrame(truth_rows(annotations, split)), pd.DataFrame(prediction_rows(predictions))
+    """mAP ``[tiou]`` and recall ``[tiou][k]``; a row of a frame is a row of :mod:`peers.row_scorer`."""
     aps, recalls = [], []
     for label in sorted(truth["label"].unique()):
         truth_of_class = truth[truth["label"] == label].reset_index(drop=True)

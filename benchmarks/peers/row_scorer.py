@@ -19,9 +19,8 @@ from tzn.data.annotations import read_json
 Row = dict[str, Any]
 
 
-def score_rows(predictions: Path, annotations: Path, split: str, tiou: Sequence[float], top_k: Sequence[int]) -> Row:
-    """mAP ``[tiou]`` and recall ``[tiou][k]`` of ActivityNet-style files."""
-    truth, found = truth_rows(annotations, split), prediction_rows(predictions)
+def score_rows(truth: list[Row], found: list[Row], tiou: Sequence[float], top_k: Sequence[int]) -> Row:
+    """mAP ``[tiou]`` and recall ``[tiou][k]``."""
     classes = sorted({row["label"] for row in truth})
     aps, recalls = [], []
     for label in classes:

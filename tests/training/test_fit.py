@@ -172,7 +172,7 @@ def test_actionformer_trains_evaluates_and_predicts_through_the_same_commands(da
     from tzn.config_loading import config_from_dict, config_to_dict
     from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
 
-    content = config_to_dict(small_run.small_config("training.epochs=12"))
+    content = config_to_dict(small_run.small_config("training.epochs=12", "training.loss_norm=20"))
     del content["model"]
     content["actionformer"] = {
         "input_dim": 6, "num_classes": 3, "embd_dim": 16, "fpn_dim": 16, "head_dim": 16, "n_head": 2,
