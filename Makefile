@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
+KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
 .PHONY: demo test lint clean
 
@@ -18,7 +19,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # torch comes first and pinned: what depends on it must not pull another one.
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "tzn needs Python >= 3.10, but $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

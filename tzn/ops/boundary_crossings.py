@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tzn import reference
-from tzn.ops import library
-from tzn.ops.backend import choose_backend
+from tzn.ops import dispatch, library
 from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, checks_values, fail
 from tzn.reference import Crossings
 
@@ -58,9 +56,8 @@ def boundary_crossings(
             fail("distance", "NaN at a valid step", "finite distances")
         if not bool((scale[valid] > 0).all()):
             fail("scale", "a value <= 0 or NaN at a valid step", "scales > 0")
-    choose_backend()
     if torch.compiler.is_compiling():
         return Crossings(*library.boundary_crossings(distance, scale, estimator, vote_window, min_slope, mask))
-    return reference.boundary_crossings(
+    return dispatch.boundary_crossings(
         distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
     )

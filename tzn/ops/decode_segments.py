@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tzn import reference
-from tzn.ops import library
-from tzn.ops.backend import choose_backend
+from tzn.ops import dispatch, library
 from tzn.ops.checks import check_floating, check_shape, checks_values, fail
 from tzn.reference import Candidates, Crossings, Segments
 
@@ -34,7 +32,7 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
         fail("scores", "NaN", "probabilities")
     if torch.compiler.is_compiling():
         return Candidates(*library.select_candidates(scores, level, min_score, topk))
-    return reference.select_candidates(scores, level, min_score=min_score, topk=topk)
+    return dispatch.select_candidates(scores, level, min_score=min_score, topk=topk)
 
 
 def decode_segments(
@@ -73,11 +71,10 @@ def decode_segments(
         fail("starts, ends", "only one of them", "both or neither")
     for name, crossings in (("starts", starts), ("ends", ends)):
         _check_one_recording(name, crossings)
-    choose_backend()
     if torch.compiler.is_compiling():
         first, last = ([] if c is None else list(c) for c in (starts, ends))
         return Segments(*library.decode_segments(position, offset, offset_std, first, last, snap_sigmas))
-    return reference.decode_segments(position, offset, offset_std, starts, ends, snap_sigmas=snap_sigmas)
+    return dispatch.decode_segments(position, offset, offset_std, starts, ends, snap_sigmas=snap_sigmas)
 
 
 def pair_segments(
@@ -103,11 +100,10 @@ def pair_segments(
             fail(name, value, ">= 1")
     _check_one_recording("starts", starts)
     _check_one_recording("ends", ends)
-    choose_backend()
     if torch.compiler.is_compiling():
         found = library.pair_segments(list(starts), list(ends), class_scores, max_ends, topk)
         return Segments(found[0], found[1]), found[2], found[3]
-    return reference.pair_segments(starts, ends, class_scores, max_ends=max_ends, topk=topk)
+    return dispatch.pair_segments(starts, ends, class_scores, max_ends=max_ends, topk=topk)
 
 
 def _check_one_recording(name: str, crossings: Crossings | None) -> None:

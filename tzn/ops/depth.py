@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops import library
+from tzn.ops import dispatch, library
 from tzn.ops.checks import check_floating, check_mask, check_shape, check_window, checks_values, fail
 from tzn.reference import ActiveTokens
 
@@ -53,4 +53,4 @@ def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> Acti
     check_mask("mask", mask, gate.shape[0], gate.shape[1], gate.device)
     if torch.compiler.is_compiling():
         return ActiveTokens(*library.active_tokens(gate, window, mask))
-    return reference.active_tokens(gate, window, mask)
+    return dispatch.active_tokens(gate, window, mask)

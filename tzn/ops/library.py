@@ -1,7 +1,7 @@
 """Ops without gradients as single nodes of compiled and exported graphs (``torch.ops.tzn.*``).
 
-Their results have data-dependent sizes, so tracing cannot look inside; in eager mode the public functions call the
-reference directly. Attention and the block, which have gradients, register theirs in their own files.
+Their results have data-dependent sizes, so tracing cannot look inside; in eager mode the public functions call
+``dispatch`` directly. Attention and the block, which have gradients, register theirs in their own files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tzn import reference
+from tzn.ops import dispatch
 from tzn.reference import Crossings
 
 
@@ -19,7 +19,7 @@ def _new_size() -> torch.SymInt:
 
 @torch.library.custom_op("tzn::active_tokens", mutates_args=())
 def active_tokens(gate: Tensor, window: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    active, halo = reference.active_tokens(gate, window, mask)
+    active, halo = dispatch.active_tokens(gate, window, mask)
     return active.clone(), halo.clone()
 
 
@@ -32,7 +32,7 @@ def _(gate, window, mask):  # type: ignore[no-untyped-def]
 def boundary_crossings(
     distance: Tensor, scale: Tensor, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return reference.boundary_crossings(
+    return dispatch.boundary_crossings(
         distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
     )
 
@@ -46,7 +46,7 @@ def _(distance, scale, estimator, vote_window, min_slope, mask):  # type: ignore
 
 @torch.library.custom_op("tzn::select_candidates", mutates_args=())
 def select_candidates(scores: Tensor, level: Tensor, min_score: float, topk: int) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.select_candidates(scores, level, min_score=min_score, topk=topk)
+    return dispatch.select_candidates(scores, level, min_score=min_score, topk=topk)
 
 
 @select_candidates.register_fake
@@ -61,7 +61,7 @@ def decode_segments(
     position: Tensor, offset: Tensor, offset_std: Tensor, starts: list[Tensor], ends: list[Tensor], snap_sigmas: float
 ) -> tuple[Tensor, Tensor]:
     """``starts``, ``ends``: the four tensors of :class:`Crossings`, or empty lists."""
-    segments, std = reference.decode_segments(
+    segments, std = dispatch.decode_segments(
         position, offset, offset_std, *(Crossings(*c) if c else None for c in (starts, ends)), snap_sigmas=snap_sigmas
     )
     return segments, std.clone()  # without crossings the standard errors are the input itself
@@ -77,7 +77,7 @@ def _(position, offset, offset_std, starts, ends, snap_sigmas):  # type: ignore[
 def pair_segments(
     starts: list[Tensor], ends: list[Tensor], class_scores: Tensor, max_ends: int, topk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (segments, std), labels, scores = reference.pair_segments(
+    (segments, std), labels, scores = dispatch.pair_segments(
         Crossings(*starts), Crossings(*ends), class_scores, max_ends=max_ends, topk=topk
     )
     return segments, std.clone(), labels, scores
@@ -100,7 +100,7 @@ def soft_nms(
     method: str,
     max_seg_num: int,
 ) -> tuple[Tensor, Tensor]:
-    index, score = reference.soft_nms(
+    index, score = dispatch.soft_nms(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
         max_seg_num=max_seg_num,
     )  # fmt: skip
@@ -115,7 +115,7 @@ def _(segments, scores, iou_threshold, sigma, min_score, method, max_seg_num):  
 
 @torch.library.custom_op("tzn::nms", mutates_args=())
 def nms(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: float, max_seg_num: int) -> Tensor:
-    return reference.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
+    return dispatch.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
 
 
 @nms.register_fake
@@ -128,7 +128,7 @@ def batched_nms(
     segments: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float, max_seg_num: int,
     method: str, multiclass: bool, sigma: float, voting_thresh: float, per_class_voting: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    kept = reference.batched_nms(
+    kept = dispatch.batched_nms(
         segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
         sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
     )  # fmt: skip

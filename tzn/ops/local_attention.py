@@ -54,15 +54,15 @@ def local_attention(
         check_floating("bias", bias)
         check_shape("bias", bias, f"[H, window] = [{heads}, {window}]", heads, window)
         check_device("bias", bias, q.device)
-    choose_backend()
     if torch.compiler.is_compiling():
         return _opaque(q, k, v, window, mask, query_mask, bias)
-    return _packed(q, k, v, window, mask, query_mask, bias)
+    return _run(q, k, v, window, mask, query_mask, bias)
 
 
-def _packed(
+def _run(
     q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None, bias: Tensor | None
 ) -> Tensor:
+    choose_backend(q.device)
     batch, heads, steps, width = q.shape
     everything = torch.ones(batch, steps, dtype=torch.bool, device=q.device)
     valid = everything if mask is None else mask
@@ -85,7 +85,7 @@ def _packed(
 def _opaque(
     q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    return _packed(q, k, v, window, mask, query_mask, bias)
+    return _run(q, k, v, window, mask, query_mask, bias)
 
 
 @_opaque.register_fake
@@ -110,7 +110,7 @@ def _opaque_backward(
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     inputs = [q, k, v] + ([] if bias is None else [bias])
-    grads = gradients_of(lambda q, k, v, bias=None: _packed(q, k, v, window, mask, query_mask, bias), inputs, grad)
+    grads = gradients_of(lambda q, k, v, bias=None: _run(q, k, v, window, mask, query_mask, bias), inputs, grad)
     return grads[0], grads[1], grads[2], grads[3] if bias is not None else q.new_zeros(0)
 
 

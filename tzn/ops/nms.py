@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tzn import reference
-from tzn.ops import library
-from tzn.ops.backend import choose_backend
+from tzn.ops import dispatch, library
 from tzn.ops.checks import check_device, check_floating, check_shape, checks_values, fail
 from tzn.ops.segment_iou import check_segments
 
@@ -43,10 +41,9 @@ def soft_nms(
     _check(segments, scores, iou_threshold, min_score, sigma)
     if method not in SOFT_METHODS:
         fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
-    choose_backend()
     if torch.compiler.is_compiling():
         return library.soft_nms(segments, scores, iou_threshold, sigma, min_score, method, max_seg_num)
-    return reference.soft_nms(
+    return dispatch.soft_nms(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
         max_seg_num=max_seg_num,
     )  # fmt: skip
@@ -69,10 +66,9 @@ def nms(
         ValueError: as :func:`soft_nms`.
     """
     _check(segments, scores, iou_threshold, min_score, 1.0)
-    choose_backend()
     if torch.compiler.is_compiling():
         return library.nms(segments, scores, iou_threshold, min_score, max_seg_num)
-    return reference.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
+    return dispatch.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
 
 
 def batched_nms(
@@ -116,14 +112,13 @@ def batched_nms(
         fail("labels", str(labels.dtype), "an integer tensor")
     if method not in SOFT_METHODS:
         fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
-    choose_backend()
     kind = method if use_soft_nms else "hard"
     if torch.compiler.is_compiling():
         return library.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, kind, multiclass, sigma, voting_thresh,
             per_class_voting,
         )  # fmt: skip
-    return reference.batched_nms(
+    return dispatch.batched_nms(
         segments, scores, labels, iou_threshold, min_score, max_seg_num, method=kind,
         multiclass=multiclass, sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
     )  # fmt: skip

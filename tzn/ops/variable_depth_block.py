@@ -50,15 +50,19 @@ def variable_depth_block(
         check_device("gate", gate, x.device)
         if checks_values() and gate.numel() and not bool((gate >= 0).all()):
             fail("gate", "a negative or NaN value", "gates >= 0")
-    choose_backend()
     if torch.compiler.is_compiling():
         return _opaque(x, gate, list(weights), mask)
+    return _run(x, gate, weights, mask)
+
+
+def _run(x: Tensor, gate: Tensor | None, weights: BlockWeights, mask: Tensor | None) -> Tensor:
+    choose_backend(x.device)
     return reference.variable_depth_block(x, gate, weights, mask=mask)
 
 
 @torch.library.custom_op("tzn::variable_depth_block", mutates_args=())
 def _opaque(x: Tensor, gate: Tensor | None, weights: list[Tensor], mask: Tensor | None) -> Tensor:
-    return reference.variable_depth_block(x, gate, BlockWeights(*weights), mask=mask).contiguous()
+    return _run(x, gate, BlockWeights(*weights), mask).contiguous()
 
 
 @_opaque.register_fake

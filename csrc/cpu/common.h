@@ -1,0 +1,40 @@
+// What every CPU kernel shares: the stable-ABI headers, argument checks, run-time SIMD dispatch, element types.
+//
+// Only torch/csrc/stable and torch/headeronly are used, so one binary serves every torch from 2.10 on.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+// One copy of the function per instruction set, chosen when the library is loaded; no -march=native anywhere.
+// The attribute does not reach functions that are called: those must be inlined (TZN_INLINE), and a lambda handed to
+// parallel_for must only call a TZN_MULTIVERSION function.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(TZN_SANITIZE)
+#define TZN_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define TZN_MULTIVERSION
+#endif
+#define TZN_INLINE inline __attribute__((always_inline))
+
+namespace tzn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+TZN_INLINE const bool* data_or_null(const std::optional<Tensor>& mask) {
+  return mask ? static_cast<const bool*>(mask->data_ptr()) : nullptr;
+}
+
+inline Tensor empty_long(const Tensor& like, int64_t size) {
+  return torch::stable::new_empty(like, {size}, ScalarType::Long);
+}
+
+}  // namespace tzn
