@@ -48,6 +48,9 @@ def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
     header = content.get("tzn") if isinstance(content, dict) else None
     if not isinstance(header, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path}: not a tzn checkpoint (it has no configuration); expected one from 'tzn train'")
+    missing = [key for key in ("format", "config", "classes", "feature_mean", "feature_std") if key not in header]
+    if missing:
+        raise CheckpointError(f"{path}: header without {', '.join(missing)}: written by an unfinished version of tzn")
     if header["format"] > FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {header['format']} is newer than this tzn reads ({FORMAT})")
     model = build_model(_model_config(header["config"]))
