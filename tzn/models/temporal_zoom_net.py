@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tzn import ops
 from tzn.models.config import TemporalZoomNetConfig
-from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift
+from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift, depth_from_logits
 from tzn.nn.conv import Conv3, ConvTower
 from tzn.nn.pyramid import PointGrid, Pyramid, TopDown, flatten_levels, point_grid
 
@@ -131,7 +131,7 @@ class TemporalZoomNet(nn.Module):
         logits = self.depth_predictor(x)
         if budget is not None:
             shift = budget_shift(logits, mask, budget)
-        tau = torch.sigmoid(logits if shift is None else logits + shift)
+        tau = depth_from_logits(logits if shift is None else logits + shift)
         return Depths(tau, ops.depth_gates(tau, self.config.refinement_layers))
 
     @property

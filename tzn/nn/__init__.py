@@ -2,6 +2,6 @@
 
 from tzn.nn.block import VariableDepthBlock
 from tzn.nn.boundary import BoundaryDistanceHead
-from tzn.nn.depth import DepthPredictor, budget_shift
+from tzn.nn.depth import DepthPredictor, budget_shift, depth_from_logits
 
-__all__ = ["BoundaryDistanceHead", "DepthPredictor", "VariableDepthBlock", "budget_shift"]
+__all__ = ["BoundaryDistanceHead", "DepthPredictor", "VariableDepthBlock", "budget_shift", "depth_from_logits"]

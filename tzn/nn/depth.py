@@ -6,9 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# How far the sigmoid is stretched beyond [0, 1] before it is clamped.
+STRETCH = 0.05
+
+
+def depth_from_logits(logits: Tensor) -> Tensor:
+    """tau = clamp((1 + 2 s) sigmoid(logits) - s, 0, 1) with s = 0.05.
+
+    A plain sigmoid never reaches 0, so every token would run the first layer whatever its depth; the stretched one reaches
+    both ends (Louizos, Welling, Kingma, ICLR 2018, section 2.2).
+    """
+    return ((1 + 2 * STRETCH) * torch.sigmoid(logits) - STRETCH).clamp(0, 1)
+
 
 class DepthPredictor(nn.Module):
-    """tau = sigmoid(MLP(LayerNorm x)) per token, started near tau = 1 (``initial_logit``)."""
+    """Logits of tau = :func:`depth_from_logits` (MLP(LayerNorm x)) per token, started near tau = 1."""
 
     def __init__(self, width: int, hidden: int | None = None, initial_logit: float = 3.0) -> None:
         super().__init__()
@@ -25,7 +37,7 @@ class DepthPredictor(nn.Module):
 
 
 def budget_shift(logits: Tensor, mask: Tensor, budget: float, iterations: int = 50) -> Tensor:
-    """Per-recording shift s with mean(sigmoid(logits + s)) = ``budget`` over valid steps, by bisection.
+    """Per-recording shift s with mean(tau(logits + s)) = ``budget`` over valid steps, by bisection.
 
     Args:
         logits: ``[B, T]``; mask: ``[B, T]`` bool; budget: mean depth in (0, 1); 1 keeps everything at full depth.
@@ -45,6 +57,6 @@ def budget_shift(logits: Tensor, mask: Tensor, budget: float, iterations: int = 
     low, high = -bound.expand(logits.shape[0], 1), bound.expand(logits.shape[0], 1)
     for _ in range(iterations):
         middle = 0.5 * (low + high)
-        mean = (torch.sigmoid(logits + middle) * mask).sum(1, keepdim=True) / steps
+        mean = (depth_from_logits(logits + middle) * mask).sum(1, keepdim=True) / steps
         low, high = torch.where(mean < budget, middle, low), torch.where(mean < budget, high, middle)
     return 0.5 * (low + high)
