@@ -13,6 +13,8 @@ from tzn.errors import TznError
 
 OVERRIDES = "settings that replace those of the configuration, e.g. training.epochs=10 inference.nms=hard"
 
+VIDEO_SCORES = "scores of a whole-video classifier (.json, .json.gz), for models of one class as usual on ActivityNet"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``tzn`` command."""
@@ -114,6 +116,7 @@ def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
         "--budget", action="append", default=None, metavar="DEPTH",
         help="mean depth in (0, 1] to run at, or 'trained' (default); repeat to compare",
     )  # fmt: skip
+    p.add_argument("--video-scores", type=Path, help=VIDEO_SCORES)
     p.add_argument("--out", type=Path, help="folder for predictions.json and report.json of the first budget")
     p.add_argument("--json", action="store_true", help="print JSON instead of tables")
     _add_device(p, "cpu")
@@ -128,12 +131,12 @@ def _eval(o: argparse.Namespace) -> None:
     results = {}
     for budget in o.budget or ["trained"]:
         results[budget] = evaluate_checkpoint(
-            checkpoint, o.data, split=o.split, config=config, budget=_budget(budget), device=o.device,
-            progress=not o.json,
+            checkpoint, o.data, split=o.split, config=config, budget=_budget(budget), video_scores=o.video_scores,
+            device=o.device, progress=not o.json,
         )  # fmt: skip
     first = next(iter(results.values()))
     if o.out:
-        write_predictions(o.out / "predictions.json", first.detections, checkpoint.classes)
+        write_predictions(o.out / "predictions.json", first.detections, first.classes)
         _write_json(o.out / "report.json", {name: r.to_dict() for name, r in results.items()})
     if o.json:
         print(json.dumps({name: r.to_dict() for name, r in results.items()}))
@@ -153,6 +156,7 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
     p.add_argument("--format", choices=("json", "csv", "srt"), help="default: by the suffix of --out")
     p.add_argument("--fps", type=float, help="raw frames per second, where the configuration does not fix it")
     p.add_argument("--budget", type=float, help="mean depth in (0, 1] to run at")
+    p.add_argument("--video-scores", type=Path, help=VIDEO_SCORES)
     p.add_argument("--traces", type=Path, help="folder for distance and depth curves, for 'tzn plot'")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     _add_device(p, "cpu")
@@ -173,8 +177,9 @@ def _predict(o: argparse.Namespace) -> None:
         raise ConfigError(str(error)) from None
     fmt = o.format or {".csv": "csv", ".srt": "srt"}.get(o.out.suffix, "json")
     found = predict_files(
-        checkpoint, inputs, o.out, fmt=fmt, fps=o.fps, inference=settings, traces=o.traces, device=o.device
-    )
+        checkpoint, inputs, o.out, fmt=fmt, fps=o.fps, inference=settings, traces=o.traces,
+        video_scores=o.video_scores, device=o.device,
+    )  # fmt: skip
     print(f"{sum(len(d.scores) for d in found.values())} detections in {len(found)} recordings: {o.out}")
 
 

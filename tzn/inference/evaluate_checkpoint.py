@@ -16,6 +16,7 @@ from tzn.data.dataset import RecordingDataset, load_split_annotations, select_re
 from tzn.errors import DataError
 from tzn.evaluation.report import EvaluationReport, evaluate
 from tzn.inference.detections import Detections
+from tzn.inference.external_scores import fuse_video_scores, load_video_scores
 from tzn.inference.localize import candidates, suppress
 from tzn.inference.traces import trace_arrays
 from tzn.models.checkpoint import LoadedCheckpoint
@@ -28,6 +29,7 @@ class CheckpointEvaluation:
 
     report: EvaluationReport
     detections: dict[str, Detections]
+    classes: tuple[str, ...]  # names in label order
     traces: dict[str, dict[str, Any]]
     mean_depth: float  # mean tau over all steps
     gmac: float  # mean multiply-adds per recording, in 1e9
@@ -50,6 +52,7 @@ def evaluate_checkpoint(
     config: ExperimentConfig | None = None,
     budget: float | None = None,
     keep_traces: bool = False,
+    video_scores: Path | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> CheckpointEvaluation:
@@ -59,9 +62,19 @@ def evaluate_checkpoint(
         split: "test", "validation" or "train".
         config: replaces the checkpoint's configuration (its model section is ignored).
         budget: mean depth to run at; None: the configuration's own.
+        keep_traces: keep depth and distance curves of every recording.
+        video_scores: file of a whole-video classifier, for models trained with ``data.single_class``: detections get its
+            classes and are scored on the labels of the annotations.
+
+    Raises:
+        DataError: unusable data or scores, an empty split, ``video_scores`` for a model that classifies itself.
     """
     config = config or config_from_dict(checkpoint.config)
     inference = config.inference if budget is None else dataclasses.replace(config.inference, budget=budget)
+    if video_scores is not None and not config.data.single_class:
+        raise DataError(
+            f"{video_scores}: video scores are for models of one class, but this one knows {checkpoint.classes}"
+        )
     annotations = load_split_annotations(data, config.data, None if config.data.single_class else checkpoint.classes)
     recordings = select_recordings(annotations, config.data, split)
     if not recordings:
@@ -87,7 +100,12 @@ def evaluate_checkpoint(
         steps += raw.trace.depth.numel()
         if keep_traces:
             traces[example.id] = trace_arrays(raw.trace, example.grid)
-    report = evaluate(recordings, found, checkpoint.classes, config.evaluation)
+    classes = checkpoint.classes
+    if video_scores is not None:
+        classes = annotations.classes
+        found = fuse_video_scores(found, load_video_scores(video_scores, classes))
+        recordings = select_recordings(annotations, dataclasses.replace(config.data, single_class=False), split)
+    report = evaluate(recordings, found, classes, config.evaluation)
     return CheckpointEvaluation(
-        report, found, traces, depth / max(steps, 1), work / len(dataset) / 1e9, statistics.median(times)
+        report, found, classes, traces, depth / max(steps, 1), work / len(dataset) / 1e9, statistics.median(times)
     )

@@ -40,6 +40,20 @@ def load_video_scores(path: str | Path, classes: Sequence[str]) -> dict[str, np.
     return {video: _row(row, order, classes, f"{path}: video {video!r}") for video, row in rows.items()}
 
 
+def video_score_classes(path: str | Path) -> tuple[str, ...]:
+    """The class names that a file of video scores lists, in its order.
+
+    Raises:
+        DataError: unreadable file, another schema, no list of classes.
+    """
+    names = _rows(read_json(Path(path)), Path(path))[1]
+    if names is None:
+        raise DataError(
+            f'{path}: has no "class" list, so its scores cannot name detections of recordings without labels'
+        )
+    return names
+
+
 def fuse_video_scores(
     detections: Mapping[str, Detections],
     video_scores: Mapping[str, np.ndarray],

@@ -15,6 +15,7 @@ from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features
 from tzn.errors import DataError
 from tzn.inference.detections import Detections, write_predictions, write_srt_folder
+from tzn.inference.external_scores import fuse_video_scores, load_video_scores, video_score_classes
 from tzn.inference.localize import localize
 from tzn.inference.traces import save_trace, trace_arrays
 from tzn.models.checkpoint import LoadedCheckpoint
@@ -31,6 +32,7 @@ def predict_files(
     fps: float | None = None,
     inference: InferenceConfig | None = None,
     traces: Path | None = None,
+    video_scores: Path | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Detections]:
@@ -42,6 +44,8 @@ def predict_files(
         out: ``.json``/``.csv`` file; with ``fmt="srt"`` a folder, or for a single recording a ``.srt`` file.
         fps: raw frames per second; needed where the checkpoint's configuration leaves it to the annotations.
         inference: replaces the checkpoint's inference settings.
+        video_scores: file of a whole-video classifier with a "class" list; detections get its classes. For models trained
+            with ``data.single_class``.
         traces: folder for one ``.npz`` per recording with depth and distance fields, for ``tzn plot``.
 
     Raises:
@@ -51,6 +55,10 @@ def predict_files(
     data = with_fps(config.data, fps)
     settings = inference or config.inference
     files = feature_files(inputs, data.file_suffix)
+    if video_scores is not None and not data.single_class:
+        raise DataError(
+            f"{video_scores}: video scores are for models of one class, but this one knows {checkpoint.classes}"
+        )
     model = checkpoint.model.to(device)
     found: dict[str, Detections] = {}
     saved = {}
@@ -64,13 +72,17 @@ def predict_files(
         found[name], trace = localize(model, features.to(device), grid, duration, settings)
         if traces is not None:
             saved[name] = trace_arrays(trace, grid)
+    classes = checkpoint.classes
+    if video_scores is not None:
+        classes = video_score_classes(video_scores)
+        found = fuse_video_scores(found, load_video_scores(video_scores, classes))
     for name, arrays in saved.items():
         assert traces is not None
         save_trace(traces, name, arrays)
     if fmt == "srt" and out.suffix != ".srt":
-        write_srt_folder(out, found, checkpoint.classes)
+        write_srt_folder(out, found, classes)
     else:
-        write_predictions(out, found, checkpoint.classes)
+        write_predictions(out, found, classes)
     return found
 
 
