@@ -37,7 +37,17 @@ def _fails(capsys, *arguments: object) -> str:
 def test_every_command_explains_itself_with_an_example(capsys):
     parser = build_parser()
     assert "tzn demo" in parser.format_help()
-    for command in (["demo"], ["train"], ["eval"], ["predict"], ["score"], ["data", "check"], ["plot"], ["info"]):
+    for command in (
+        ["demo"],
+        ["train"],
+        ["eval"],
+        ["predict"],
+        ["score"],
+        ["convert"],
+        ["data", "check"],
+        ["plot"],
+        ["info"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             main([*command, "--help"])
         assert stopped.value.code == 0
@@ -199,3 +209,51 @@ def test_a_recording_of_200000_steps_takes_bounded_memory(run, tmp_path):
         peaks.append(_peak_memory(run, path, tmp_path / f"{steps}.json"))
         assert json.loads((tmp_path / f"{steps}.json").read_text())["results"]
     assert peaks[1] - peaks[0] < 150_000, f"{peaks} KB: ten times the steps took {peaks[1] - peaks[0]} KB more"
+
+
+def test_convert_reads_results_of_actionformer_by_their_label_ids(tmp_path, capsys):
+    import pickle
+
+    rows = [{"segment": [0, 1], "label": "open", "label_id": 299}, {"segment": [2, 4], "label": "close", "label_id": 7}]
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
+    result = {"video-id": ["a"] * 3, "t-start": [2.0, 0.0, 5.0], "t-end": [4.0, 1.0, 6.0], "label": [7, 299, 8]}
+    (tmp_path / "result.pkl").write_bytes(pickle.dumps({**result, "score": [0.9, 0.8, 0.1]}))
+    out = tmp_path / "predictions.json"
+    assert main(["convert", str(tmp_path / "result.pkl"), str(out), "--annotations", str(truth)]) == 0
+    assert "1 detections of unknown classes" in capsys.readouterr().err
+    assert [(r["label"], r["segment"]) for r in json.loads(out.read_text())["results"]["a"]] == [
+        ("close", [2.0, 4.0]), ("open", [0.0, 1.0]),
+    ]  # fmt: skip
+    assert main(["score", str(out), str(truth), "--tiou", "0.9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["average_mAP"] == 1.0
+    assert main(["convert", str(truth), str(tmp_path / "detad.json"), "--to", "detad"]) == 0
+    detad = json.loads((tmp_path / "detad.json").read_text())["database"]["a"]["annotations"]
+    assert [row["length"] for row in detad] == [1.0, 2.0]
+    assert "--annotations FILE is needed" in _fails(capsys, "convert", tmp_path / "result.pkl", out)
+
+
+def test_one_class_models_take_their_classes_from_video_scores(data, tmp_path, capsys):
+    config = small_run.small_config("training.epochs=4", "data.single_class=true", "model.num_classes=1")
+    out = tmp_path / "one"
+    train(config, data, out, accelerator="cpu", progress=False)
+    capsys.readouterr()
+    database = json.loads((data / "annotations.json").read_text())["database"]
+    names = sorted({a["label"] for entry in database.values() for a in entry["annotations"]})
+    # A classifier that knows the truth: 1 for every class that occurs in the recording.
+    truth = {v: [float(any(a["label"] == n for a in e["annotations"])) for n in names] for v, e in database.items()}
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"results": truth, "class": names}))
+    command = ["eval", str(out), "--data", str(data), "--json"]
+    assert main([*command, "--video-scores", str(scores), "--out", str(tmp_path / "with")]) == 0
+    report = json.loads(capsys.readouterr().out)["trained"]
+    assert report["classes"] == names
+    files = sorted((data / "features").glob("*.npy"))[:1]
+    predicted = tmp_path / "p.json"
+    assert main(["predict", str(out), str(files[0]), "--out", str(predicted), "--video-scores", str(scores)]) == 0
+    found = json.loads(predicted.read_text())["results"][files[0].stem]
+    assert found and {row["label"] for row in found if row["score"] > 0} <= set(names)
+    scores.write_text(json.dumps({"results": truth}))
+    assert 'has no "class" list' in _fails(
+        capsys, "predict", out, files[0], "--out", predicted, "--video-scores", scores
+    )

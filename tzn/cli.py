@@ -46,7 +46,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tzn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_eval, _add_predict, _add_score, _add_data, _add_plot, _add_info):
+    for add in (
+        _add_demo,
+        _add_train,
+        _add_eval,
+        _add_predict,
+        _add_score,
+        _add_convert,
+        _add_data,
+        _add_plot,
+        _add_info,
+    ):
         add(commands)
     return parser
 
@@ -213,6 +223,36 @@ def _score(o: argparse.Namespace) -> None:
     for tiou, value in zip(result["tiou"], result["mAP"], strict=True):
         print(f"mAP@{tiou:g}  {100 * value:6.2f}")
     print(f"average  {100 * result['average_mAP']:6.2f}")
+
+
+def _add_convert(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "convert", _convert, "results of other programs to predictions, annotations to DETAD ground truth",
+        "tzn convert eval_results.pkl predictions.json --annotations thumos14.json\n"
+        "tzn convert thumos14.json detad_thumos14.json --to detad",
+    )  # fmt: skip
+    p.add_argument("input", type=Path, help="ActionFormer .pkl, OpenTAD/ActivityNet .json[.gz]; for detad: annotations")
+    p.add_argument("output", type=Path, help="predictions .json or .csv; for detad: .json")
+    p.add_argument("--to", choices=("predictions", "detad"), default="predictions")
+    p.add_argument("--annotations", type=Path, help="names the classes (and the label ids that a .pkl refers to)")
+
+
+def _convert(o: argparse.Namespace) -> None:
+    from tzn.data.annotations import load_annotations
+    from tzn.errors import DataError
+    from tzn.evaluation.converters import convert_predictions, write_detad_ground_truth
+
+    if o.to == "detad":
+        annotations = load_annotations(o.input, strict=False)
+        write_detad_ground_truth(annotations, o.output)
+        print(f"{sum(len(r.labels) for r in annotations.recordings.values())} segments: {o.output}")
+        return
+    if o.annotations is None:
+        raise DataError("--annotations FILE is needed: it names the classes of the predictions")
+    count, unknown = convert_predictions(o.input, o.output, o.annotations)
+    if unknown:
+        print(f"warning: {o.input}: {unknown} detections of unknown classes left out", file=sys.stderr)
+    print(f"{count} detections: {o.output}")
 
 
 def _add_data(commands) -> None:  # type: ignore[no-untyped-def]

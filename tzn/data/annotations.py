@@ -197,19 +197,36 @@ def _annotations(database: dict[str, Any]) -> Iterable[tuple[str, int, dict[str,
             yield key, i, annotation
 
 
+def class_label_ids(path: str | Path) -> dict[str, int]:
+    """``label_id`` by class name in ascending order of ids; empty where names and ids do not correspond one to one.
+
+    Raises:
+        DataError: unreadable file, wrong schema.
+    """
+    return _label_ids(_named_labels(read_database(Path(path)), Path(path)))
+
+
 def _class_order(database: dict[str, Any], path: Path) -> tuple[str, ...]:
     """Names of all labels in the file, all subsets together, so training and test agree."""
+    pairs = _named_labels(database, path)
+    return tuple(_label_ids(pairs)) or tuple(sorted({label for label, _ in pairs}))
+
+
+def _named_labels(database: dict[str, Any], path: Path) -> set[tuple[str, int]]:
+    """(name, ``label_id`` or -1) of all labels in the file."""
     pairs: set[tuple[str, int]] = set()
     for key, i, annotation in _annotations(database):
         label, number = annotation.get("label"), annotation.get("label_id")
         if not isinstance(label, str):
             raise DataError(f'{path}: recording {key!r}, segment {i}: "label" is {label!r}, expected a class name')
         pairs.add((label, number if isinstance(number, int) else -1))
-    names = sorted({label for label, _ in pairs})
-    numbers = {number for _, number in pairs}
-    if min(numbers, default=0) >= 0 and len(pairs) == len(names) == len(numbers):
-        return tuple(label for label, _ in sorted(pairs, key=lambda pair: pair[1]))
-    return tuple(names)
+    return pairs
+
+
+def _label_ids(pairs: set[tuple[str, int]]) -> dict[str, int]:
+    names, numbers = {label for label, _ in pairs}, {number for _, number in pairs}
+    one_to_one = min(numbers, default=0) >= 0 and len(pairs) == len(names) == len(numbers)
+    return dict(sorted(pairs, key=lambda pair: pair[1])) if one_to_one else {}
 
 
 def _recording(

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tzn.data.annotations import Annotations, Recording
+from tzn.data.annotations import Annotations, Recording, class_label_ids, load_annotations
 from tzn.errors import DataError
 from tzn.files import atomic_write
-from tzn.inference.detections import Detections, read_predictions
+from tzn.inference.detections import Detections, read_predictions, write_predictions
 
 COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
 
@@ -57,6 +57,25 @@ def read_any_predictions(
     columns = _columns(_load_plain(path), path)
     labels = _class_index(columns["label"], len(classes), label_ids, path)
     return _by_recording(columns, labels), int((labels < 0).sum())
+
+
+def convert_predictions(source: str | Path, target: str | Path, annotations: str | Path) -> tuple[int, int]:
+    """Write the detections of :func:`read_any_predictions` as ActivityNet JSON (or ``.csv``).
+
+    Args:
+        annotations: names the classes; its ``label_id`` are what the labels of a pickle refer to, where it has them.
+
+    Returns:
+        detections written, detections left out because their class is unknown.
+
+    Raises:
+        DataError: see :func:`read_any_predictions` and :func:`tzn.data.annotations.load_annotations`.
+    """
+    classes = load_annotations(annotations, strict=False).classes
+    ids = class_label_ids(annotations)
+    found, unknown = read_any_predictions(source, classes, label_ids=[ids[name] for name in classes] if ids else None)
+    write_predictions(target, found, classes)
+    return sum(len(d.scores) for d in found.values()), unknown
 
 
 def write_detad_ground_truth(annotations: Annotations, path: str | Path) -> None:
