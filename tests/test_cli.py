@@ -257,3 +257,47 @@ def test_one_class_models_take_their_classes_from_video_scores(data, tmp_path, c
     assert 'has no "class" list' in _fails(
         capsys, "predict", out, files[0], "--out", predicted, "--video-scores", scores
     )
+
+
+def test_a_released_actionformer_checkpoint_converts_and_predicts(tmp_path, capsys):
+    import torch
+
+    from tzn.config_loading import load_config
+    from tzn.models import build_model
+
+    config = "configs/actionformer_hapt.yaml"
+    settings = [
+        f"actionformer.{k}" for k in ("num_classes=3", "input_dim=4", "embd_dim=16", "fpn_dim=16", "head_dim=16")
+    ]
+    torch.manual_seed(3)
+    weights = build_model(load_config(Path(config), settings).model).state_dict()
+    prefixed = {f"module.{name}": tensor for name, tensor in weights.items()}
+    released = tmp_path / "epoch_034.pth.tar"
+    torch.save(
+        {"epoch": 35, "state_dict": {k: 0 * v for k, v in prefixed.items()}, "state_dict_ema": prefixed}, released
+    )
+    truth = tmp_path / "truth.json"
+    rows = [{"segment": [0, 1], "label": "sit", "label_id": 2}, {"segment": [2, 3], "label": "walk", "label_id": 0}]
+    truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
+    out, features = tmp_path / "ours.ckpt", tmp_path / "rec.npy"
+    command = [
+        *["convert", str(released), str(out), "--to", "checkpoint"],
+        "--annotations",
+        str(truth),
+        "--config",
+        config,
+    ]
+    assert main([*command, *settings]) == 0
+    from tzn.models.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(out)
+    assert loaded.classes == ("walk", "unused 1", "sit")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.model.state_dict().items())
+    np.save(features, np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32))
+    predictions = tmp_path / "predictions.json"
+    assert main(["predict", str(out), str(features), "--out", str(predictions), "inference.pre_nms_thresh=0"]) == 0
+    assert json.loads(predictions.read_text())["results"]["rec"]
+    assert "no actionformer section" in _fails(capsys, *command[:-1], "configs/hapt.yaml")
+    rows[0]["label_id"] = 5
+    truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
+    assert "label ids up to 5" in _fails(capsys, *command, *settings)

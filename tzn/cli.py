@@ -227,14 +227,20 @@ def _score(o: argparse.Namespace) -> None:
 
 def _add_convert(commands) -> None:  # type: ignore[no-untyped-def]
     p = _command(
-        commands, "convert", _convert, "results of other programs to predictions, annotations to DETAD ground truth",
+        commands, "convert", _convert, "bring in results and checkpoints of other programs, write ground truth for DETAD",
         "tzn convert eval_results.pkl predictions.json --annotations thumos14.json\n"
-        "tzn convert thumos14.json detad_thumos14.json --to detad",
+        "tzn convert thumos14.json detad_thumos14.json --to detad\n"
+        "tzn convert released.pth.tar thumos.ckpt --to checkpoint --config configs/actionformer_thumos14_i3d.yaml "
+        "--annotations thumos14.json",
     )  # fmt: skip
-    p.add_argument("input", type=Path, help="ActionFormer .pkl, OpenTAD/ActivityNet .json[.gz]; for detad: annotations")
-    p.add_argument("output", type=Path, help="predictions .json or .csv; for detad: .json")
-    p.add_argument("--to", choices=("predictions", "detad"), default="predictions")
+    p.add_argument(
+        "input", type=Path, help="ActionFormer .pkl or .pth.tar, OpenTAD/ActivityNet .json[.gz], annotations"
+    )
+    p.add_argument("output", type=Path, help="predictions .json or .csv; for detad: .json; for checkpoint: .ckpt")
+    p.add_argument("--to", choices=("predictions", "detad", "checkpoint"), default="predictions")
+    p.add_argument("--config", type=Path, help="for checkpoint: configuration of the released model")
     p.add_argument("--annotations", type=Path, help="names the classes (and the label ids that a .pkl refers to)")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
 
 
 def _convert(o: argparse.Namespace) -> None:
@@ -248,11 +254,27 @@ def _convert(o: argparse.Namespace) -> None:
         print(f"{sum(len(r.labels) for r in annotations.recordings.values())} segments: {o.output}")
         return
     if o.annotations is None:
-        raise DataError("--annotations FILE is needed: it names the classes of the predictions")
+        raise DataError("--annotations FILE is needed: it names the classes")
+    if o.to == "checkpoint":
+        _convert_checkpoint(o)
+        return
     count, unknown = convert_predictions(o.input, o.output, o.annotations)
     if unknown:
         print(f"warning: {o.input}: {unknown} detections of unknown classes left out", file=sys.stderr)
     print(f"{count} detections: {o.output}")
+
+
+def _convert_checkpoint(o: argparse.Namespace) -> None:
+    from tzn.config_loading import load_config
+    from tzn.errors import ConfigError
+    from tzn.inference.released import convert_released_checkpoint
+
+    if o.config is None:
+        raise ConfigError(
+            "--config FILE is needed: it describes the network, e.g. configs/actionformer_thumos14_i3d.yaml"
+        )
+    convert_released_checkpoint(o.input, o.output, load_config(o.config, o.overrides), o.annotations)
+    print(f"checkpoint: {o.output}\nnext: tzn predict {o.output} FEATURES.npy --out predictions.json")
 
 
 def _add_data(commands) -> None:  # type: ignore[no-untyped-def]

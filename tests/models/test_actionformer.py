@@ -172,7 +172,7 @@ def test_losses_and_their_gradients_equal_the_original(goldens, variant):
     leaves = [x.requires_grad_() for x in (*outputs.class_logits, *outputs.offsets)]
     for key in ("train/loss", "train/loss_second_call"):
         losses = objective(outputs, segments, labels, 0.0)
-        found = [float(losses[k]) for k in ("class", "offset", "loss")] + [float(objective.point_norm)]
+        found = [losses[k].item() for k in ("class", "offset", "loss")] + [float(objective.point_norm)]
         np.testing.assert_allclose(found, arrays[key], rtol=2e-5)
         if key == "train/loss":
             gradients = torch.autograd.grad(losses["loss"], leaves)

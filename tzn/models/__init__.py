@@ -1,6 +1,7 @@
 """Localizers and their configurations."""
 
 from tzn.models.actionformer import ActionFormer
+from tzn.models.actionformer_checkpoint import load_actionformer_checkpoint
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 from tzn.models.temporal_zoom_net import Outputs, TemporalZoomNet
 
@@ -14,6 +15,7 @@ __all__ = [
     "TemporalZoomNet",
     "TemporalZoomNetConfig",
     "build_model",
+    "load_actionformer_checkpoint",
 ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tzn.errors import CheckpointError
 from tzn.models.actionformer import ActionFormer
-from tzn.models.checkpoint import read_checkpoint
+from tzn.models.checkpoint_file import read_checkpoint
 from tzn.models.config import ActionFormerConfig
 
 MAX_LISTED = 4

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tzn.errors import CheckpointError
+from tzn.files import atomic_write
 from tzn.models import Localizer, build_model
+from tzn.models.checkpoint_file import read_checkpoint
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 
 FORMAT = 1
@@ -35,6 +35,13 @@ def checkpoint_header(model: Localizer, config: dict[str, Any], classes: tuple[s
         "feature_mean": model.feature_mean.detach().cpu().clone(),
         "feature_std": model.feature_std.detach().cpu().clone(),
     }
+
+
+def save_checkpoint(path: str | Path, model: Localizer, config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Write weights, configuration and classes so that :func:`load_checkpoint` and every command read them."""
+    weights = {f"model.{name}": tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    with atomic_write(path, "wb") as file:
+        torch.save({"tzn": checkpoint_header(model, config, classes), "state_dict": weights}, file)
 
 
 def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
@@ -74,22 +81,6 @@ def _model_config(config: dict[str, Any]) -> TemporalZoomNetConfig | ActionForme
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def read_checkpoint(path: Path) -> Any:
-    """Content of a file written by ``torch.save``, with ``weights_only=True``.
-
-    Raises:
-        CheckpointError: missing or damaged file.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; 'tzn train' writes checkpoints/best.ckpt and last.ckpt")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: damaged or not a checkpoint ({' '.join(str(error).split())[:120] or type(error).__name__})"
-        ) from None
 
 
 def run_checkpoint(path: Path) -> Path:
