@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean wheel
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -17,6 +17,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# One abi3 wheel for Python >= 3.10 and torch >= 2.10; a kernel that does not compile is an error here.
+wheel: $(STAMP)
+	rm -rf build dist
+	TZN_BUILD=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@ls -l dist
 
 # torch comes first and pinned: what depends on it must not pull another one.
 $(STAMP): pyproject.toml setup.py constraints.txt $(KERNELS)

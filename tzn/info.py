@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from tzn import __version__
-from tzn.ops import backends, choose_backend
+from tzn.ops import backends, choose_backend, native
 
 OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot"}
 
 
 def collect_info() -> dict[str, dict[str, Any]]:
-    """Sections "versions", "backends" and "devices" as plain data."""
+    """Sections "versions", "build", "backends" and "devices" as plain data."""
     versions = {"tzn": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in ("numpy", "triton", *OPTIONAL):
         versions[package] = _version(package)
@@ -35,9 +35,18 @@ def collect_info() -> dict[str, dict[str, Any]]:
     asked = os.environ.get("TZN_BACKEND", "auto")
     return {
         "versions": versions,
+        "build": _build(),
         "backends": {**backends(), f"chosen (TZN_BACKEND={asked})": chosen},
         "devices": devices,
     }
+
+
+def _build() -> dict[str, str]:
+    """How the compiled kernels were made, or why there are none."""
+    facts = native.build_facts()
+    if "compiler" not in facts or "reason" in facts:
+        return {"compiled kernels": f"none: {facts.get('reason', 'this installation was made without them')}"}
+    return {"compiled kernels": f"{facts['compiler']}, against torch {facts['torch']}"}
 
 
 def _version(package: str) -> str:
