@@ -1,0 +1,96 @@
+"""What every launcher shares: tile configurations per architecture, accumulator types, float32 precision, autotuning.
+
+``configs.json`` maps architecture -> kernel -> "<bits>/<width>" to a tile configuration, so that a first call compiles one
+variant and measures nothing. ``TZN_AUTOTUNE=1`` times the candidates of ``candidates.json`` once per shape class instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+Config = dict[str, int]  # tile sizes, num_warps, num_stages
+FOLDER = Path(__file__).resolve().parent
+ARCHITECTURES = ("sm80", "sm90", "sm100")
+TUNED: dict[str, Config] = {}  # "<architecture> <kernel> <bits>/<width>" -> what autotuning found in this process
+
+
+class Accumulator(NamedTuple):
+    triton: tl.dtype
+    torch: torch.dtype
+
+
+def accumulator(dtype: torch.dtype) -> Accumulator:
+    return Accumulator(tl.float64, torch.float64) if dtype == torch.float64 else Accumulator(tl.float32, torch.float32)
+
+
+def block_width(width: int) -> int:
+    """Columns a tile holds: a power of two that ``tl.dot`` takes."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 products run: as ``torch.set_float32_matmul_precision`` says; "ieee" means no tensor cores."""
+    if dtype != torch.float32:
+        return "ieee"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    return dict(json.loads((FOLDER / name).read_text()))
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """Entry of ``configs.json`` for a device: the newest architecture that is not newer than it."""
+    if device.type != "cuda":
+        return "sm90"  # the interpreter: any entry will do
+    major, minor = torch.cuda.get_device_capability(device)
+    fitting = [a for a in ARCHITECTURES if int(a[2:]) <= 10 * major + minor]
+    return fitting[-1] if fitting else ARCHITECTURES[0]
+
+
+def default_config(arch: str, kernel: str, dtype: torch.dtype, width: int) -> Config:
+    """Shipped configuration: the narrowest entry that holds ``width`` columns, else the widest."""
+    entries = _table("configs.json")[arch][kernel]
+    bits = "16" if dtype.itemsize == 2 else "32"
+    widths = sorted(int(key.split("/")[1]) for key in entries if key.startswith(bits + "/"))
+    chosen = next((w for w in widths if w >= width), widths[-1])
+    return dict(entries[f"{bits}/{chosen}"])
+
+
+def candidates(kernel: str) -> list[Config]:
+    """Configurations that autotuning tries."""
+    return [dict(c) for c in _table("candidates.json").get(kernel, [])]
+
+
+def launch(kernel: str, dtype: torch.dtype, width: int, run: Callable[[Config], None], device: torch.device) -> None:
+    """Runs a kernel with its configuration; ``run`` may be called repeatedly and must only write its own outputs."""
+    arch = architecture(device)
+    config = default_config(arch, kernel, dtype, width)
+    if os.environ.get("TZN_AUTOTUNE") == "1" and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        key = f"{arch} {kernel} {'16' if dtype.itemsize == 2 else '32'}/{width}"
+        if key not in TUNED:
+            TUNED[key] = fastest([config, *candidates(kernel)], run)
+        config = TUNED[key]
+    run(config)
+
+
+def fastest(configs: list[Config], run: Callable[[Config], None]) -> Config:
+    """The configuration with the smallest median time; one that needs more than the device has is passed over."""
+    times = {}
+    for number, config in enumerate(configs):
+        try:
+            times[number] = triton.testing.do_bench(lambda config=config: run(config), return_mode="median")
+        except triton.runtime.errors.OutOfResources:
+            continue
+    return configs[min(times, key=lambda number: float(times[number]))]
