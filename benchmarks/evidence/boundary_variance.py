@@ -186,7 +186,7 @@ def main() -> None:
     options = report.parser(__doc__).parse_args()
     torch.set_num_threads(2)
     begin = time.perf_counter()
-    trials, steps = (500, 60) if options.smoke else (20000, 1500)
+    trials, steps = (500, 60) if options.smoke else (20000, 800)
     generator = torch.Generator().manual_seed(options.seed)
     alone = estimators_alone(trials, generator)
     widths, kinds = ((8.0,), ("gaussian",)) if options.smoke else (WIDTHS, NOISES)
@@ -194,8 +194,8 @@ def main() -> None:
         trained_heads(kappa, 0.1, kind, steps, trials // 5, options.seed) for kind in kinds for kappa in widths
     ]  # fmt: skip
     settings = (
-        f"`python benchmarks/evidence/boundary_variance.py --seed {options.seed}`: {trials:,} fields per row of part 1; part 2: "
-        f"{steps:,} training steps of 64 signals, signal noise 0.1, {trials // 5:,} test signals."
+        f"`python benchmarks/evidence/boundary_variance.py --seed {options.seed}`: {trials:,} fields per row of part 1; "
+        f"part 2: {steps:,} training steps of 64 signals, signal noise 0.1, {trials // 5:,} test signals."
     )
     seconds = time.perf_counter() - begin
     content = {"seed": options.seed, "seconds": seconds, "estimators_alone": alone, "trained_heads": trained}
