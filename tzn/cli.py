@@ -158,10 +158,12 @@ def _eval(o: argparse.Namespace) -> None:
 def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
     p = _command(
         commands, "predict", _predict, "localize actions in feature files",
-        "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json",
+        "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json\n"
+        "tzn predict --pretrained hapt phone.csv --out predictions.json",
     )  # fmt: skip
-    p.add_argument("checkpoint", type=Path, help="checkpoint, or the folder of a run")
-    p.add_argument("inputs", nargs="+", metavar="INPUT", help=".npy/.npz feature files or folders of them")
+    p.add_argument("checkpoint", nargs="?", help="checkpoint, or the folder of a run; none with --pretrained")
+    p.add_argument("inputs", nargs="*", metavar="INPUT", help=".npy/.npz feature files or folders of them")
+    p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (.npy, .csv): hapt")
     p.add_argument("--out", type=Path, required=True, help="predictions.json, .csv, or a folder for --format srt")
     p.add_argument("--format", choices=("json", "csv", "srt"), help="default: by the suffix of --out")
     p.add_argument("--fps", type=float, help="raw frames per second, where the configuration does not fix it")
@@ -175,12 +177,22 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
 def _predict(o: argparse.Namespace) -> None:
     import dataclasses
 
-    from tzn.errors import ConfigError
+    from tzn.config_loading import config_from_dict, override_config
+    from tzn.errors import ConfigError, DataError
     from tzn.inference.predict import predict_files
+    from tzn.models.pretrained import load_pretrained
 
-    inputs = [Path(text) for text in o.inputs if "=" not in text or Path(text).exists()]
-    overrides = [*o.overrides, *(text for text in o.inputs if Path(text) not in inputs)]
-    checkpoint, config = _load(o.checkpoint, overrides)
+    given = [text for text in (o.checkpoint, *o.inputs) if text is not None]
+    paths = [Path(text) for text in given if "=" not in text or Path(text).exists()]
+    overrides = [*o.overrides, *(text for text in given if Path(text) not in paths)]
+    if len(paths) < (1 if o.pretrained else 2):
+        raise DataError("expected a checkpoint and at least one input; with --pretrained NAME, at least one input")
+    if o.pretrained:
+        model = load_pretrained(o.pretrained)
+        checkpoint, signal, inputs = model.checkpoint, model.signal, paths
+        config = override_config(config_from_dict(checkpoint.config), overrides)
+    else:
+        (checkpoint, config), signal, inputs = _load(paths[0], overrides), None, paths[1:]
     try:
         settings = dataclasses.replace(config.inference, budget=o.budget or config.inference.budget)
     except ValueError as error:
@@ -188,7 +200,7 @@ def _predict(o: argparse.Namespace) -> None:
     fmt = o.format or {".csv": "csv", ".srt": "srt"}.get(o.out.suffix, "json")
     found = predict_files(
         checkpoint, inputs, o.out, fmt=fmt, fps=o.fps, inference=settings, traces=o.traces,
-        video_scores=o.video_scores, device=o.device,
+        video_scores=o.video_scores, signal=signal, device=o.device,
     )  # fmt: skip
     print(f"{sum(len(d.scores) for d in found.values())} detections in {len(found)} recordings: {o.out}")
 

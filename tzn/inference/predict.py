@@ -6,21 +6,25 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from tzn.config import DataConfig, InferenceConfig
+from tzn.config import DataConfig, ExperimentConfig, InferenceConfig
 from tzn.config_loading import config_from_dict
 from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features
+from tzn.data.signal import load_signal, signal_to_features
 from tzn.errors import DataError
 from tzn.inference.detections import Detections, write_predictions, write_srt_folder
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores, video_score_classes
 from tzn.inference.localize import localize
 from tzn.inference.traces import save_trace, trace_arrays
 from tzn.models.checkpoint import LoadedCheckpoint
+from tzn.models.pretrained import RawSignal
 
 FORMATS = ("json", "csv", "srt")
+SIGNAL_SUFFIXES = (".npy", ".csv", ".tsv", ".txt")
 
 
 def predict_files(
@@ -33,6 +37,7 @@ def predict_files(
     inference: InferenceConfig | None = None,
     traces: Path | None = None,
     video_scores: Path | None = None,
+    signal: RawSignal | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> dict[str, Detections]:
@@ -46,6 +51,7 @@ def predict_files(
         inference: replaces the checkpoint's inference settings.
         video_scores: file of a whole-video classifier with a "class" list; detections get its classes. For models trained
             with ``data.single_class``.
+        signal: the inputs are raw signals (``.npy``, ``.csv``) of this kind, to be cut into feature steps.
         traces: folder for one ``.npz`` per recording with depth and distance fields, for ``tzn plot``.
 
     Raises:
@@ -54,7 +60,7 @@ def predict_files(
     config = config_from_dict(checkpoint.config)
     data = with_fps(config.data, fps)
     settings = inference or config.inference
-    files = feature_files(inputs, data.file_suffix)
+    files = feature_files(inputs, SIGNAL_SUFFIXES if signal else (data.file_suffix,))
     if video_scores is not None and not data.single_class:
         raise DataError(
             f"{video_scores}: video scores are for models of one class, but this one knows {checkpoint.classes}"
@@ -63,7 +69,7 @@ def predict_files(
     found: dict[str, Detections] = {}
     saved = {}
     for path in tqdm(files, desc="predict", unit="recording", disable=not progress or len(files) < 2):
-        stored = torch.from_numpy(load_features(path, npz_key=data.npz_key, input_dim=config.model.feature_dim))
+        stored = torch.from_numpy(_read(path, config, signal))
         assert data.fps is not None
         grid = recording_grid(stored.shape[0], data, data.fps)
         features = stored if data.fixed_length is None else resize(stored, data.fixed_length)
@@ -86,6 +92,17 @@ def predict_files(
     return found
 
 
+def _read(path: Path, config: ExperimentConfig, signal: RawSignal | None) -> np.ndarray:
+    """Features ``[T, C]`` of a file."""
+    if signal is None:
+        return load_features(path, npz_key=config.data.npz_key, input_dim=config.model.feature_dim)
+    try:
+        return signal_to_features(load_signal(path, len(signal.channels)), signal.samples_per_step)
+    except DataError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
 def with_fps(data: DataConfig, fps: float | None) -> DataConfig:
     """The data settings with a frame rate."""
     rate = fps or data.fps
@@ -94,14 +111,14 @@ def with_fps(data: DataConfig, fps: float | None) -> DataConfig:
     return dataclasses.replace(data, fps=rate)
 
 
-def feature_files(inputs: Sequence[Path], suffix: str) -> list[Path]:
-    """Files named, and those with ``suffix`` in folders named."""
+def feature_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """Files named, and those with one of ``suffixes`` in folders named."""
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(path.glob(f"*{suffix}"))
+            inside = sorted(file for suffix in suffixes for file in path.glob(f"*{suffix}"))
             if not inside:
-                raise DataError(f"{path}: no {suffix} files in this folder")
+                raise DataError(f"{path}: no {' or '.join(suffixes)} files in this folder")
             files += inside
         elif path.is_file():
             files.append(path)

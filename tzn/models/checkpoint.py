@@ -60,7 +60,7 @@ def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
         raise CheckpointError(f"{path}: header without {', '.join(missing)}: written by an unfinished version of tzn")
     if header["format"] > FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {header['format']} is newer than this tzn reads ({FORMAT})")
-    model = build_model(_model_config(header["config"]))
+    model = build_model(model_config(header["config"]))
     weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
     try:
         model.load_state_dict(weights)
@@ -72,7 +72,7 @@ def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
     return LoadedCheckpoint(model.eval(), tuple(header["classes"]), header["config"])
 
 
-def _model_config(config: dict[str, Any]) -> TemporalZoomNetConfig | ActionFormerConfig:
+def model_config(config: dict[str, Any]) -> TemporalZoomNetConfig | ActionFormerConfig:
     """The model's section of a configuration stored as plain data, lists back to tuples."""
     kind = ActionFormerConfig if "actionformer" in config else TemporalZoomNetConfig
     section = config["actionformer" if "actionformer" in config else "model"]

@@ -1,0 +1,81 @@
+"""Models that come with the package: weights as safetensors, with everything needed to run them in the file's header."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from tzn.errors import CheckpointError
+from tzn.files import atomic_write
+from tzn.models import build_model
+from tzn.models.checkpoint import LoadedCheckpoint, model_config
+
+FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+
+
+@dataclasses.dataclass(frozen=True)
+class RawSignal:
+    """The recording a pretrained model was made for, before it is cut into feature steps.
+
+    Attributes:
+        channels: names of the columns, in order, with their units.
+        rate: samples a second.
+        samples_per_step: consecutive samples that make one feature step, flattened sample by sample.
+    """
+
+    channels: tuple[str, ...]
+    rate: float
+    samples_per_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model that comes with the package."""
+
+    checkpoint: LoadedCheckpoint
+    signal: RawSignal
+
+
+def pretrained_names() -> list[str]:
+    """What ``--pretrained`` takes."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def load_pretrained(name: str) -> Pretrained:
+    """A model of this package by name; its card is ``tzn/pretrained/NAME.md``.
+
+    Raises:
+        CheckpointError: unknown name, or weights that do not fit.
+    """
+    if name not in pretrained_names():
+        raise CheckpointError(f"pretrained model {name!r}: expected one of {', '.join(pretrained_names()) or 'none'}")
+    with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["tzn"])
+        weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dict)
+    model = build_model(model_config(header["config"]))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"pretrained model {name!r}: {' '.join(str(error).split())}") from None
+    signal = RawSignal(**{**header["signal"], "channels": tuple(header["signal"]["channels"])})
+    return Pretrained(LoadedCheckpoint(model.eval(), tuple(header["classes"]), header["config"]), signal)
+
+
+def save_pretrained(path: Path, checkpoint: LoadedCheckpoint, signal: RawSignal) -> None:
+    """Write a checkpoint as a model that comes with the package (float16 weights; statistics stay float32)."""
+    state = checkpoint.model.state_dict()
+    weights = {
+        name: tensor.contiguous() if name.startswith("feature_") else tensor.to(torch.float16).contiguous()
+        for name, tensor in state.items()
+    }
+    header: dict[str, Any] = {
+        "config": checkpoint.config, "classes": checkpoint.classes, "signal": dataclasses.asdict(signal),
+    }  # fmt: skip
+    with atomic_write(path, "wb") as file:
+        file.write(save(weights, metadata={"tzn": json.dumps(header)}))
