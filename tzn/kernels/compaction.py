@@ -109,7 +109,9 @@ def write_kernel(
         tl.store(counts_ptr + 1, total_halo)
 
 
-def compact(gate: Tensor | None, mask: Tensor | None, batch: int, steps: int, window: int, device: torch.device) -> TokenLists:
+def compact(
+    gate: Tensor | None, mask: Tensor | None, batch: int, steps: int, window: int, device: torch.device
+) -> TokenLists:
     """Lists for ``gate`` ``[B, T]`` (None: all positive) and ``mask`` ``[B, T]`` bool (None: all valid)."""
     tokens = batch * steps
     radius = window // 2

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import IDS, SHAPES, assert_as_good_as_eager, random_masks
+
+from tzn import reference
+from tzn.kernels.attention import attention_forward
+from tzn.kernels.attention_backward import attention_backward
+from tzn.kernels.compaction import compact
+
+HEADS = 2
+
+
+def _inputs(batch, steps, window, width=6, dtype=torch.float64):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(batch, HEADS, steps, width).to(dtype) for _ in range(3))
+    return q, k, v, torch.randn(HEADS, window).to(dtype)
+
+
+def _kernels(q, k, v, bias, window, mask, query, grad=None):
+    """Output, and with ``grad`` the gradients, of the dense layout."""
+    batch, _, steps, _ = q.shape
+    lists = compact(None if query is None else query.float(), mask, batch, steps, window, q.device)
+    everything = mask is None and query is None
+    lists = None if everything else lists
+    out = torch.zeros_like(q)
+    lse = attention_forward(q, k, v, bias, lists, steps, window, out)
+    if grad is None:
+        return out
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    dbias = attention_backward(grad, q, k, v, bias, out, lse, lists, steps, window, dq, dk, dv)
+    return [out, dq, dk, dv] + ([] if bias is None else [dbias])
+
+
+def _reference(q, k, v, bias, window, mask, query, grad):
+    leaves = [x.clone().requires_grad_() for x in ((q, k, v) if bias is None else (q, k, v, bias))]
+    out = reference.local_attention(
+        *leaves[:3], window, mask=mask, query_mask=query, bias=None if bias is None else leaves[3]
+    )
+    grads = torch.autograd.grad(out, leaves, grad, allow_unused=True)
+    return [out.detach()] + [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "batch", "steps", "window", "active", "lengths"), SHAPES, ids=IDS)
+def test_output_and_gradients_in_float64(name, batch, steps, window, active, lengths):
+    q, k, v, bias = _inputs(batch, steps, window)
+    mask, query = random_masks(batch, steps, active, lengths)
+    grad = torch.randn_like(q)
+    given = _kernels(q, k, v, bias, window, mask, query, grad)
+    wanted = _reference(q, k, v, bias, window, mask, query, grad)
+    for a, b in zip(given, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [32, 48, 64, 128, 256])
+def test_error_is_at_most_twice_that_of_eager(dtype, width):
+    q, k, v, bias = _inputs(2, 75, 19, width, dtype)
+    mask, query = random_masks(2, 75, 0.4, (75, 50))
+    grad = torch.randn(q.shape).to(dtype)
+    given = _kernels(q, k, v, bias, 19, mask, query, grad)
+    eager = _reference(q, k, v, bias, 19, mask, query, grad)
+    exact = _reference(*(x.double() for x in (q, k, v, bias)), 19, mask, query, grad.double())
+    for a, b, c in zip(given, eager, exact, strict=True):
+        assert_as_good_as_eager(a, b, c)
+
+
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no-bias"])
+def test_without_masks_every_token_is_active(with_bias):
+    q, k, v, bias = _inputs(2, 70, 9)
+    bias = bias if with_bias else None
+    grad = torch.randn_like(q)
+    given = _kernels(q, k, v, bias, 9, None, None, grad)
+    for a, b in zip(given, _reference(q, k, v, bias, 9, None, None, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_masks_with_holes_and_strided_rows():
+    q, k, v, bias = _inputs(2, 61, 9, width=16)
+    mask, query = torch.rand(2, 61) < 0.6, torch.rand(2, 61) < 0.5
+    grad = torch.randn_like(q)
+    q, k, v, grad = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, grad))
+    given = _kernels(q, k, v, bias, 9, mask, query, grad)
+    for a, b in zip(given, _reference(q, k, v, bias, 9, mask, query, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_packed_rows_give_the_dense_result():
+    """Row i of the packed layout is the i-th active (q) or halo (k, v) token."""
+    batch, steps, window = 2, 67, 7
+    q, k, v, bias = _inputs(batch, steps, window, width=16)
+    mask, query = random_masks(batch, steps, 0.3, (67, 31))
+    lists = compact(query.float(), mask, batch, steps, window, q.device)
+    active, halo = (index[:count].long() for index, count in zip(lists[:2], lists.counts.tolist(), strict=True))
+
+    def packed(x, index):
+        rows = torch.full((batch * steps, HEADS, 16), float("nan"), dtype=x.dtype)
+        rows[: len(index)] = x.transpose(1, 2).reshape(-1, HEADS, 16)[index]
+        return rows
+
+    rows = packed(q, active), packed(k, halo), packed(v, halo)
+    out = torch.full_like(rows[0], float("nan"))
+    attention_forward(*rows, bias, lists, steps, window, out)
+    dense = _kernels(q, k, v, bias, window, mask, query)
+    torch.testing.assert_close(out[: len(active)], packed(dense, active)[: len(active)], rtol=1e-12, atol=1e-13)
+    assert out[len(active) :].isnan().all()
+
+
+def test_the_backward_pass_is_deterministic():
+    q, k, v, bias = _inputs(2, 90, 19, 16, torch.float32)
+    mask, query = random_masks(2, 90, 0.5, (90, 64))
+    grad = torch.randn_like(q)
+    first, second = (_kernels(q, k, v, bias, 19, mask, query, grad) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
