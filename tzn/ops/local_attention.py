@@ -8,6 +8,7 @@ from torch import Tensor
 from tzn import reference
 from tzn.ops.backend import choose_backend
 from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, check_window, fail
+from tzn.ops.opaque import as_one_node
 from tzn.ops.recompute import gradients_of
 
 
@@ -54,7 +55,7 @@ def local_attention(
         check_floating("bias", bias)
         check_shape("bias", bias, f"[H, window] = [{heads}, {window}]", heads, window)
         check_device("bias", bias, q.device)
-    if torch.compiler.is_compiling():
+    if as_one_node():
         return _opaque(q, k, v, window, mask, query_mask, bias)
     return _run(q, k, v, window, mask, query_mask, bias)
 
