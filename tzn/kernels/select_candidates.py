@@ -108,9 +108,7 @@ def level_order(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     return order, torch.searchsorted(level[order], edges)
 
 
-def select_candidates(
-    scores: Tensor, order: Tensor, bounds: Tensor, *, min_score: float, topk: int
-) -> CandidateTable:
+def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_score: float, topk: int) -> CandidateTable:
     """The best ``topk`` entries above ``min_score`` of each level of ``scores`` ``[R, P, C]`` float32.
 
     ``order`` and ``bounds`` from :func:`level_order`.

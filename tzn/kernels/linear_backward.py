@@ -1,0 +1,272 @@
+"""Gradients of the gathered matrix products, with their neighbours fused; deterministic.
+
+    branch_gradient:  t = dout W;  down-projection: du = g t gelu'(u), share of dgate: t . gelu(u)
+                                   out-projection:  da = g t,          share of dgate: t . a
+    linear_gradient:  dn = du W
+    qkv_gradient:     dn[j] = dkv[j] Wkv + (dq of the same token, if it is active) Wq
+    weight_gradient:  dW = dY^T X, db = sum dY, rows split in SPLITS parts whose sum is taken in a fixed order
+
+Inputs of the forward pass are rebuilt on the way to the tensor cores (LayerNorm from its statistics, GELU from what it was
+applied to), so nothing is stored for the backward pass but x, q, k, v, attention, y and u. Row counts are read on the
+device; a split takes an equal part of the rows that exist, not of the capacity.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tzn.kernels.compaction import TokenLists
+from tzn.kernels.launch import accumulator, launch, precision
+from tzn.kernels.layer_norm import Statistics
+from tzn.kernels.linear import SQRT_HALF, Linear, accumulate, gelu, store_tile
+
+INVERSE_SQRT_2_PI = tl.constexpr(0.3989422804014327)
+PLAIN = tl.constexpr(0)
+GELU = tl.constexpr(1)
+NORM = tl.constexpr(2)
+INPUTS = {"plain": 0, "gelu": 1, "norm": 2}
+SPLIT_ROWS = 1024  # capacity per split of a weight gradient; at most MAX_SPLITS of them
+MAX_SPLITS = 8
+
+
+@triton.jit
+def gelu_slope(x):
+    return 0.5 * (1.0 + tl.erf(x * SQRT_HALF)) + x * INVERSE_SQRT_2_PI * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def branch_gradient_kernel(
+    grad_ptr, w_ptr, before_ptr, gate_ptr, out_ptr, shares_ptr, active_ptr, counts_ptr, stride_grad,
+    D: tl.constexpr, K: tl.constexpr, GATHER: tl.constexpr, THROUGH_GELU: tl.constexpr, HAS_GATE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    count = tl.load(counts_ptr)
+    first = tl.program_id(1) * BLOCK_M
+    if first >= count:
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    live = row < count
+    token = tl.load(active_ptr + row, mask=live, other=0).to(tl.int64)
+    row = row.to(tl.int64)
+    from_row = row
+    if GATHER:
+        from_row = token
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    acc = accumulate(
+        acc, grad_ptr, from_row * stride_grad, live, w_ptr, column, 1, K, D, K, PRECISION, BLOCK_N, BLOCK_K
+    )
+    inside = live[:, None] & (column < K)[None, :]
+    before = tl.load(before_ptr + row[:, None] * K + column[None, :], mask=inside, other=0.0).to(ACC)
+    value = before
+    if THROUGH_GELU:
+        value = gelu(before)
+    if HAS_GATE:
+        share = tl.sum(acc * value, 1)
+        tl.store(shares_ptr + row * tl.num_programs(0) + tl.program_id(0), share, mask=live)
+        acc *= tl.load(gate_ptr + token, mask=live, other=0.0).to(ACC)[:, None]
+    if THROUGH_GELU:
+        acc *= gelu_slope(before)
+    store_tile(out_ptr, row, column, acc, live, K)
+
+
+def branch_gradient(
+    grad: Tensor, weight: Tensor, before: Tensor, gate: Tensor | None, lists: TokenLists, *, gather: bool,
+    through_gelu: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradient ``[N, K]`` of a branch's packed input, and ``[N, tiles]``, shares of the gate's gradient.
+
+    ``grad``: of the branch's sum with the residual, by token (``gather``) or packed, ``[N, D]``; weight ``[D, K]``;
+    ``before`` ``[N, K]``: the input, or what GELU made it from (``through_gelu``).
+    """
+    number, width = grad.shape
+    depth, dtype = weight.shape[1], weight.dtype
+    acc = accumulator(dtype)
+    out = torch.empty(number, depth, dtype=dtype, device=grad.device)
+    shares: list[Tensor] = []
+
+    def run(config: dict[str, int]) -> None:
+        tiles = triton.cdiv(depth, config["BLOCK_N"])
+        shares[:] = [torch.empty(number, tiles, dtype=acc.torch, device=grad.device)]
+        branch_gradient_kernel[(tiles, triton.cdiv(number, config["BLOCK_M"]))](
+            grad, weight, before, lists.counts if gate is None else gate, out, shares[0], lists.active, lists.counts,
+            grad.stride(0), D=width, K=depth, GATHER=gather, THROUGH_GELU=through_gelu, HAS_GATE=gate is not None,
+            ACC=acc.triton, PRECISION=precision(dtype), **config,
+        )  # fmt: skip
+
+    launch("linear", dtype, number, run, grad.device)
+    return out, shares[0]
+
+
+@triton.jit
+def linear_gradient_kernel(
+    grad_ptr, w_ptr, out_ptr, counts_ptr, N: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    count = tl.load(counts_ptr)
+    first = tl.program_id(1) * BLOCK_M
+    if first >= count:
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    live = row < count
+    row = row.to(tl.int64)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    acc = accumulate(acc, grad_ptr, row * N, live, w_ptr, column, 1, K, N, K, PRECISION, BLOCK_N, BLOCK_K)
+    store_tile(out_ptr, row, column, acc, live, K)
+
+
+def linear_gradient(grad: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """``grad W`` ``[N, K]`` of packed rows ``grad`` ``[N, O]``, weight ``[O, K]``, in the accumulator's dtype."""
+    number, width = grad.shape
+    depth, dtype = weight.shape[1], weight.dtype
+    acc = accumulator(dtype)
+    out = torch.empty(number, depth, dtype=acc.torch, device=grad.device)
+
+    def run(config: dict[str, int]) -> None:
+        grid = (triton.cdiv(depth, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
+        linear_gradient_kernel[grid](
+            grad, weight, out, counts, N=width, K=depth, ACC=acc.triton, PRECISION=precision(dtype), **config
+        )
+
+    launch("linear", dtype, number, run, grad.device)
+    return out
+
+
+@triton.jit
+def qkv_gradient_kernel(
+    dq_ptr, dkv_ptr, wq_ptr, wkv_ptr, out_ptr, active_ptr, halo_ptr, near_ptr, counts_ptr,
+    D: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    queries = tl.load(counts_ptr)
+    count = tl.load(counts_ptr + 1)
+    first = tl.program_id(1) * BLOCK_M
+    if first >= count:
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    live = row < count
+    place = tl.load(near_ptr + row, mask=live, other=0)
+    named = live & (place < queries)
+    token = tl.load(halo_ptr + row, mask=live, other=0)
+    updated = named & (tl.load(active_ptr + place, mask=named, other=-1) == token)
+    row = row.to(tl.int64)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    acc = accumulate(acc, dkv_ptr, row * (2 * D), live, wkv_ptr, column, 1, D, 2 * D, D, PRECISION, BLOCK_N, BLOCK_K)
+    acc = accumulate(
+        acc, dq_ptr, place.to(tl.int64) * D, updated, wq_ptr, column, 1, D, D, D, PRECISION, BLOCK_N, BLOCK_K
+    )
+    store_tile(out_ptr, row, column, acc, live, D)
+
+
+def qkv_gradient(dq: Tensor, dkv: Tensor, query_weight: Tensor, key_value_weight: Tensor, lists: TokenLists) -> Tensor:
+    """Gradient ``[N, D]`` of the normalised rows of halo tokens, packed, in the accumulator's dtype."""
+    number, width = dq.shape
+    dtype = query_weight.dtype
+    acc = accumulator(dtype)
+    out = torch.empty(number, width, dtype=acc.torch, device=dq.device)
+
+    def run(config: dict[str, int]) -> None:
+        grid = (triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
+        qkv_gradient_kernel[grid](
+            dq, dkv, query_weight, key_value_weight, out, lists.active, lists.halo, lists.near, lists.counts,
+            D=width, ACC=acc.triton, PRECISION=precision(dtype), **config,
+        )  # fmt: skip
+
+    launch("linear", dtype, number, run, dq.device)
+    return out
+
+
+@triton.jit
+def weight_gradient_kernel(
+    grad_ptr, x_ptr, gate_ptr, mean_ptr, rstd_ptr, gamma_ptr, beta_ptr, dw_ptr, db_ptr, list_ptr, count_ptr,
+    stride_grad, stride_x,
+    N: tl.constexpr, K: tl.constexpr, GATHER_GRAD: tl.constexpr, GATHER_X: tl.constexpr, HAS_GATE: tl.constexpr,
+    INPUT: tl.constexpr, DTYPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N outputs x BLOCK_K inputs of one split, streaming BLOCK_M rows at a time."""
+    split = tl.program_id(2)
+    count = tl.load(count_ptr)
+    part = tl.cdiv(tl.cdiv(count, tl.num_programs(2)), BLOCK_M) * BLOCK_M
+    low = split * part
+    high = tl.minimum(low + part, count)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    dw = tl.zeros([BLOCK_N, BLOCK_K], ACC)
+    db = tl.zeros([BLOCK_N], ACC)
+    if INPUT == NORM:
+        gamma = tl.load(gamma_ptr + k, mask=k < K, other=0.0).to(ACC)
+        beta = tl.load(beta_ptr + k, mask=k < K, other=0.0).to(ACC)
+    for start in range(low, high, BLOCK_M):
+        row = start + tl.arange(0, BLOCK_M)
+        live = row < high
+        token = tl.load(list_ptr + row, mask=live, other=0)
+        grad_row = row
+        x_row = row
+        if GATHER_GRAD:
+            grad_row = token
+        if GATHER_X:
+            x_row = token
+        inside = live[:, None] & (n < N)[None, :]
+        place = grad_ptr + grad_row.to(tl.int64)[:, None] * stride_grad + n[None, :]
+        grad = tl.load(place, mask=inside, other=0.0)
+        if HAS_GATE:
+            grad = grad.to(ACC) * tl.load(gate_ptr + token, mask=live, other=0.0).to(ACC)[:, None]
+        inside = live[:, None] & (k < K)[None, :]
+        x = tl.load(x_ptr + x_row.to(tl.int64)[:, None] * stride_x + k[None, :], mask=inside, other=0.0)
+        if INPUT == GELU:
+            x = gelu(x.to(ACC))
+        if INPUT == NORM:
+            mean = tl.load(mean_ptr + x_row, mask=live, other=0.0)
+            rstd = tl.load(rstd_ptr + x_row, mask=live, other=0.0)
+            x = (x.to(ACC) - mean[:, None]) * rstd[:, None] * gamma[None, :] + beta[None, :]
+        db += tl.sum(grad.to(ACC), 0)
+        dw = tl.dot(tl.trans(grad.to(DTYPE)), x.to(DTYPE), dw, input_precision=PRECISION, out_dtype=ACC)
+    out = dw_ptr + split.to(tl.int64) * N * K + n[:, None] * K + k[None, :]
+    tl.store(out, dw, mask=(n < N)[:, None] & (k < K)[None, :])
+    if tl.program_id(1) == 0:
+        tl.store(db_ptr + split * N + n, db, mask=n < N)
+
+
+TRITON_DTYPES = {
+    torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16,
+}  # fmt: skip
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, dtype: torch.dtype, lists: TokenLists, *, halo: bool = False, gather_grad: bool = False,
+    gather_x: bool = False, gate: Tensor | None = None, through: str = "plain", statistics: Statistics | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+) -> Linear:  # fmt: skip
+    """``dW`` ``[O, I]`` and ``db`` ``[O]``, in the accumulator's dtype, over active tokens (``halo``: halo tokens).
+
+    Args:
+        grad: ``[N, O]``, packed or by token (``gather_grad``), times ``gate`` by token if given.
+        x: ``[N, I]`` packed or by token (``gather_x``): the layer's input, or where it comes from (``through`` "gelu", or
+            "norm" with ``statistics`` indexed as x and ``norm`` = (gamma, beta)).
+        dtype: of the products.
+    """
+    number, width, depth = grad.shape[0], grad.shape[1], x.shape[1]
+    acc = accumulator(dtype)
+    splits = max(1, min(MAX_SPLITS, number // SPLIT_ROWS))
+    dw = torch.empty(splits, width, depth, dtype=acc.torch, device=x.device)
+    db = torch.empty(splits, width, dtype=acc.torch, device=x.device)
+    normed = (grad,) * 4 if statistics is None or norm is None else (*statistics, *norm)
+
+    def run(config: dict[str, int]) -> None:
+        grid = (triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(depth, config["BLOCK_K"]), splits)
+        weight_gradient_kernel[grid](
+            grad, x, grad if gate is None else gate, *normed, dw, db, lists.halo if halo else lists.active,
+            lists.counts[1:] if halo else lists.counts, grad.stride(0), x.stride(0),
+            N=width, K=depth, GATHER_GRAD=gather_grad, GATHER_X=gather_x, HAS_GATE=gate is not None,
+            INPUT=INPUTS[through], DTYPE=TRITON_DTYPES[dtype], ACC=acc.triton, PRECISION=precision(dtype), **config,
+        )  # fmt: skip
+
+    launch("weight_gradient", dtype, number, run, x.device)
+    return Linear(dw.sum(0), db.sum(0))

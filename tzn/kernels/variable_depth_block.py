@@ -1,0 +1,149 @@
+"""The variable-depth block as a sequence of launches: forward 10, backward 19, none of them waits for the host.
+
+Forward: mark, write (compaction), statistics of x, [norm + QKV], attention, [out-projection x gate + x], statistics of y,
+[norm + up + GELU], [down-projection x gate + y, scattered], copy of the rows that are not active. Packed buffers have the
+capacity N = B * T, but only the rows that the counts name are ever touched.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tzn.kernels.attention import attention_forward
+from tzn.kernels.attention_backward import attention_backward
+from tzn.kernels.compaction import TokenLists, compact
+from tzn.kernels.layer_norm import Statistics, copy_idle_rows, gate_gradient, layer_norm_backward, row_statistics
+from tzn.kernels.linear import Linear, gated_residual, norm_qkv, norm_up
+from tzn.kernels.linear_backward import branch_gradient, linear_gradient, qkv_gradient, weight_gradient
+
+
+class Weights(NamedTuple):
+    """As :class:`tzn.reference.BlockWeights`, in the same order."""
+
+    gamma1: Tensor
+    beta1: Tensor
+    query: Linear
+    key_value: Linear
+    position_bias: Tensor
+    output: Linear
+    gamma2: Tensor
+    beta2: Tensor
+    up: Linear
+    down: Linear
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs beside the inputs; packed rows unless noted."""
+
+    active: Tensor
+    halo: Tensor
+    slot: Tensor
+    near: Tensor
+    counts: Tensor
+    flags: Tensor
+    mean1: Tensor  # by token
+    rstd1: Tensor
+    q: Tensor
+    kv: Tensor
+    attended: Tensor
+    lse: Tensor
+    y: Tensor
+    mean2: Tensor
+    rstd2: Tensor
+    before: Tensor  # [N, M] input of GELU
+
+
+def grouped(weights: list[Tensor]) -> Weights:
+    """The 15 tensors of ``BlockWeights``, contiguous, with linear layers as pairs."""
+    w = [x.contiguous() for x in weights]
+    return Weights(
+        w[0], w[1], Linear(w[2], w[3]), Linear(w[4], w[5]), w[6], Linear(w[7], w[8]), w[9], w[10],
+        Linear(w[11], w[12]), Linear(w[13], w[14]),
+    )  # fmt: skip
+
+
+def _heads(kv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[N, H, D / H]`` as views of ``[N, 2 D]``."""
+    number, width = kv.shape[0], kv.shape[1] // 2
+    return kv[:, :width].view(number, heads, -1), kv[:, width:].view(number, heads, -1)
+
+
+def forward(x: Tensor, gate: Tensor | None, weights: Weights, mask: Tensor | None, keep: bool) -> tuple[Tensor, Saved]:
+    """Output ``[B, T, D]`` and what the backward pass needs (without ``keep``: ``before`` is not it).
+
+    ``x`` in float32, or in the dtype of the linear weights.
+    """
+    batch, steps, width = x.shape
+    heads, window = weights.position_bias.shape
+    rows = x.reshape(batch * steps, width)
+    flat_gate = None if gate is None else gate.reshape(-1).contiguous()
+    lists = compact(gate, mask, batch, steps, window, x.device)
+    first = row_statistics(rows, lists.halo, lists.counts[1:])
+    q, kv = norm_qkv(rows, first, weights.gamma1, weights.beta1, weights.query, weights.key_value, lists)
+    attended = torch.empty_like(q)
+    split = (-1, heads, width // heads)
+    lse = attention_forward(
+        q.view(split), *_heads(kv, heads), weights.position_bias, lists, steps, window, attended.view(split)
+    )
+    y = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    gated_residual(attended, weights.output, flat_gate, rows, lists, y, scatter=False)
+    second = row_statistics(y, None, lists.counts)
+    hidden, before = norm_up(y, second, weights.gamma2, weights.beta2, weights.up, lists.counts, keep)
+    out = torch.empty_like(y)
+    gated_residual(hidden, weights.down, flat_gate, y, lists, out, scatter=True)
+    copy_idle_rows(rows, lists.flags, 1, out)
+    return out.view(batch, steps, width), Saved(*lists, *first, q, kv, attended, lse, y, *second, before)
+
+
+def backward(
+    grad: Tensor, x: Tensor, gate: Tensor | None, weights: Weights, saved: Saved
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Gradients of x, gate, and the 15 weights in their order."""
+    batch, steps, width = x.shape
+    heads, window = weights.position_bias.shape
+    rows, grad = x.reshape(batch * steps, width), grad.reshape(batch * steps, width).contiguous()
+    flat_gate = None if gate is None else gate.reshape(-1).contiguous()
+    lists = TokenLists(*saved[:6])
+    first, second = Statistics(saved.mean1, saved.rstd1), Statistics(saved.mean2, saved.rstd2)
+    dtype = weights.query.weight.dtype
+
+    du, down_shares = branch_gradient(
+        grad, weights.down.weight, saved.before, flat_gate, lists, gather=True, through_gelu=True
+    )
+    ddown = weight_gradient(grad, saved.before, dtype, lists, gather_grad=True, gate=flat_gate, through="gelu")
+    dup = weight_gradient(
+        du, saved.y, dtype, lists, through="norm", statistics=second, norm=(weights.gamma2, weights.beta2)
+    )
+    dy = torch.empty_like(saved.y)
+    dn = linear_gradient(du, weights.up.weight, lists.counts)
+    dgamma2, dbeta2 = layer_norm_backward(dn, saved.y, second, weights.gamma2, grad, None, lists, dy)
+
+    dattended, output_shares = branch_gradient(
+        dy, weights.output.weight, saved.attended, flat_gate, lists, gather=False, through_gelu=False
+    )
+    doutput = weight_gradient(dy, saved.attended, dtype, lists, gate=flat_gate)
+    dq, dkv = torch.empty_like(saved.q), torch.empty_like(saved.kv)
+    split = (-1, heads, width // heads)
+    dbias = attention_backward(
+        dattended.view(split), saved.q.view(split), *_heads(saved.kv, heads), weights.position_bias,
+        saved.attended.view(split), saved.lse, lists, steps, window, dq.view(split), *_heads(dkv, heads),
+    )  # fmt: skip
+    assert dbias is not None
+    norm1 = {"gather_x": True, "through": "norm", "statistics": first, "norm": (weights.gamma1, weights.beta1)}
+    dquery = weight_gradient(dq, rows, dtype, lists, **norm1)  # type: ignore[arg-type]
+    dkey_value = weight_gradient(dkv, rows, dtype, lists, halo=True, **norm1)  # type: ignore[arg-type]
+    dn = qkv_gradient(dq, dkv, weights.query.weight, weights.key_value.weight, lists)
+    dx = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    dgamma1, dbeta1 = layer_norm_backward(dn, rows, first, weights.gamma1, grad, dy, lists, dx)
+    copy_idle_rows(grad, lists.flags, 2, dx)
+
+    dgate = None
+    if flat_gate is not None:
+        dgate = torch.zeros_like(flat_gate)
+        gate_gradient(grad, dy, weights.down.bias, weights.output.bias, down_shares, output_shares, lists, dgate)
+        dgate = dgate.view(batch, steps)
+    gradients = [dgamma1, dbeta1, *dquery, *dkey_value, dbias, *doutput, dgamma2, dbeta2, *dup, *ddown]
+    return dx.view(batch, steps, width), dgate, gradients
