@@ -17,7 +17,7 @@ def _fields(fields, steps, seed=0, dtype=torch.float64):
 
 
 def _assert_same(given, wanted, tolerance=1e-12):
-    assert given.count.tolist() == wanted.count.tolist()
+    assert given.counts.tolist() == wanted.count.tolist()
     capacity = wanted.position.shape[1]
     assert (given.position[:, capacity:] == torch.inf).all()
     for a, b in zip(given[:3], wanted[:3], strict=True):

@@ -28,12 +28,12 @@ SQRT2 = tl.constexpr(2**0.5)
 
 
 class CrossingTable(NamedTuple):
-    """Crossings of B fields, K = T // 2; past ``count``: +inf, slope 0."""
+    """Crossings of B fields, K = T // 2; past ``counts``: +inf, slope 0."""
 
     position: Tensor  # [B, K]
     std: Tensor  # [B, K]
     slope: Tensor  # [B, K]
-    count: Tensor  # type: ignore[assignment]  # [B] int64
+    counts: Tensor  # [B] int64
 
 
 @triton.jit
@@ -171,9 +171,9 @@ def boundary_crossings(
     """Crossings of fields ``distance``, ``scale`` ``[B, T]`` with a fixed capacity of T // 2 and counts on the device."""
     fields, steps = distance.shape
     capacity = steps // 2
-    out = [distance.new_empty(fields, capacity) for _ in range(3)]
+    position, std, slope = (distance.new_empty(fields, capacity) for _ in range(3))
     if fields == 0 or capacity == 0:
-        return CrossingTable(*out, torch.zeros(fields, dtype=torch.int64, device=distance.device))
+        return CrossingTable(position, std, slope, torch.zeros(fields, dtype=torch.int64, device=distance.device))
     count = torch.empty(fields, dtype=torch.int64, device=distance.device)
     distance, scale = distance.contiguous(), scale.contiguous().to(distance.dtype)
     flags = torch.empty(fields, steps, dtype=torch.uint8, device=distance.device)
@@ -188,6 +188,6 @@ def boundary_crossings(
     )  # fmt: skip
     reach = 0 if estimator == "crossing" else 2 * window + 1
     place_kernel[(fields, tiles)](
-        flags, *found, tile_counts, *out, count, steps, capacity, reach, tiles, BLOCK=BLOCK, TILES=256
+        flags, *found, tile_counts, position, std, slope, count, steps, capacity, reach, tiles, BLOCK=BLOCK, TILES=256
     )
-    return CrossingTable(*out, count)
+    return CrossingTable(position, std, slope, count)

@@ -117,10 +117,10 @@ def compact(
     radius = window // 2
     if tokens + batch * radius >= 2**31:
         raise ValueError(f"B * T = {tokens}: got more tokens than 32-bit indices hold, expected fewer than 2^31")
-    lists = [torch.empty(tokens, dtype=torch.int32, device=device) for _ in range(4)]
+    active, halo, slot, near = (torch.empty(tokens, dtype=torch.int32, device=device) for _ in range(4))
     flags = torch.empty(tokens, dtype=torch.uint8, device=device)
     if tokens == 0:
-        return TokenLists(*lists, torch.zeros(2, dtype=torch.int32, device=device), flags)
+        return TokenLists(active, halo, slot, near, torch.zeros(2, dtype=torch.int32, device=device), flags)
     counts = torch.empty(2, dtype=torch.int32, device=device)
     gate = None if gate is None else gate.contiguous()
     mask = None if mask is None else mask.contiguous()
@@ -132,5 +132,5 @@ def compact(
         stand_in if gate is None else gate, stand_in if mask is None else mask.view(torch.uint8), flags, blocks,
         tokens, steps, radius, **flagged,
     )  # fmt: skip
-    write_kernel[(tiles,)](flags, blocks, *lists, counts, tokens, tiles, BLOCK=BLOCK, TILES=1024)
-    return TokenLists(*lists, counts, flags)
+    write_kernel[(tiles,)](flags, blocks, active, halo, slot, near, counts, tokens, tiles, BLOCK=BLOCK, TILES=1024)
+    return TokenLists(active, halo, slot, near, counts, flags)

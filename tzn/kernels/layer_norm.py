@@ -199,8 +199,8 @@ def gate_gradient(
 ) -> None:  # fmt: skip
     """Fills ``dgate`` ``[N]`` at active tokens: the inner product of each branch with the gradient that meets it.
 
-    A branch is h W^T + b, so the product is that of h with (gradient W), summed per column tile in ``*_shares`` ``[N, tiles]`` by
-    the kernel that computed it, plus that of b with the gradient.
+    A branch is h W^T + b, so the product is that of h with (gradient W), summed per column tile in ``*_shares``
+    ``[N, tiles]`` by the kernel that computed it, plus that of b with the gradient.
     """
     number, width = grad.shape
     acc = accumulator(grad.dtype)

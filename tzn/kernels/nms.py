@@ -15,7 +15,7 @@ the latency of the arg-max (about a microsecond a pick), not by memory; rows run
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import torch
 import triton
@@ -33,7 +33,8 @@ CHUNK = 1024
 LAST = tl.constexpr(2**31 - 1)
 
 
-class Picks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Picks:
     """Picks of every row in their order; past ``count``: index -1, score -inf."""
 
     index: Tensor  # [R, C, K] int32, candidate of the recording
