@@ -14,7 +14,7 @@ from tzn.config_loading import load_config
 from tzn.models import TemporalZoomNet, TemporalZoomNetConfig, build_model
 from tzn.models.temporal_zoom_net import Depths
 from tzn.ops.opaque import counting
-from tzn.profiling import count_flops, count_multiply_adds
+from tzn.profiling import count_flops
 
 # Facts of the released program at T = 2304, in 1e9 multiply-adds, counted there by fvcore.
 PUBLISHED = {"embedding": 9.06, "stem": 14.67, "branch": 7.10, "classification head": 7.27, "regression head": 7.15}
