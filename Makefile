@@ -13,7 +13,7 @@ demo: $(STAMP)
 # Triton's interpreter is chosen when Triton is imported, so its tests are a process of their own.
 test: $(STAMP)
 	$(BIN)/python -m pytest -q --ignore=tests/kernels
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels tests/ops
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

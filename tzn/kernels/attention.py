@@ -85,7 +85,7 @@ def attention_forward_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_M
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
     queries = tokens
     keys = tokens
     if SUBSET:

@@ -52,7 +52,7 @@ def attention_backward_queries_kernel(
 ):  # fmt: skip
     tile = tl.program_id(0)
     first = tile * BLOCK_M
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
     queries = tokens
     keys = tokens
     if SUBSET:
@@ -124,7 +124,7 @@ def attention_backward_keys_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_N
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
     queries = tokens
     keys = tokens
     if SUBSET:

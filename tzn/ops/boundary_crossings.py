@@ -50,7 +50,7 @@ def boundary_crossings(
         fail("estimator", repr(estimator), f"one of {', '.join(ESTIMATORS)}")
     if vote_window < 1:
         fail("vote_window", vote_window, ">= 1")
-    if checks_values():
+    if checks_values(distance):
         valid = slice(None) if mask is None else mask
         if bool(distance[valid].isnan().any()):
             fail("distance", "NaN at a valid step", "finite distances")

@@ -45,6 +45,8 @@ def check_window(window: int) -> None:
         fail("window", window, "an odd positive integer")
 
 
-def checks_values() -> bool:
-    """Whether values may be looked at: not while tracing, where there are none."""
-    return not torch.compiler.is_compiling()
+def checks_values(tensor: Tensor) -> bool:
+    """Whether a tensor's values may be looked at: not while tracing, where there are none, and only on the CPU, because
+    looking at those of another device waits for it, in every layer, and is impossible while a CUDA graph is captured.
+    """
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu"

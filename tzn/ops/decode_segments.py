@@ -28,7 +28,7 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
     check_shape("level", level, f"[P] = [{scores.shape[0]}]", scores.shape[0])
     if topk < 1:
         fail("topk", topk, ">= 1")
-    if checks_values() and bool(scores.isnan().any()):
+    if checks_values(scores) and bool(scores.isnan().any()):
         fail("scores", "NaN", "probabilities")
     if torch.compiler.is_compiling():
         return Candidates(*library.select_candidates(scores, level, min_score, topk))

@@ -27,7 +27,7 @@ def depth_gates(tau: Tensor, num_layers: int) -> Tensor:
     check_floating("tau", tau)
     if num_layers < 1:
         fail("num_layers", num_layers, "a positive integer")
-    if checks_values() and tau.numel() and not bool(((tau >= 0) & (tau <= 1)).all()):
+    if checks_values(tau) and tau.numel() and not bool(((tau >= 0) & (tau <= 1)).all()):
         fail("tau", f"values from {float(tau.min()):g} to {float(tau.max()):g}", "depths in [0, 1]")
     return reference.depth_gates(tau, num_layers)
 

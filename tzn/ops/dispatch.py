@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tzn import reference
+from tzn.ops import triton_decode
 from tzn.ops.backend import choose_backend
 from tzn.reference import ActiveTokens, Candidates, Crossings, Segments
 
@@ -20,20 +21,26 @@ def _compiled(x: Tensor) -> bool:
 def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> ActiveTokens:
     if _compiled(gate):
         return ActiveTokens(*torch.ops.tzn_native.active_tokens(gate, window, mask))
+    if triton_decode.serves(gate, double=True):
+        return triton_decode.active_tokens(gate, window, mask)
     return reference.active_tokens(gate, window, mask)
 
 
 def boundary_crossings(
     distance: Tensor, scale: Tensor, *, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
 ) -> Crossings:
-    choose_backend(distance.device)
+    if triton_decode.serves(distance, double=True):
+        return triton_decode.boundary_crossings(
+            distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
+        )
     return reference.boundary_crossings(
         distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
     )
 
 
 def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: int) -> Candidates:
-    choose_backend(scores.device)
+    if triton_decode.serves(scores):
+        return triton_decode.select_candidates(scores, level, min_score=min_score, topk=topk)
     return reference.select_candidates(scores, level, min_score=min_score, topk=topk)
 
 
@@ -46,14 +53,16 @@ def decode_segments(
     *,
     snap_sigmas: float,
 ) -> Segments:
-    choose_backend(offset.device)
+    if triton_decode.serves(offset, offset_std, double=True):
+        return triton_decode.decode_segments(position, offset, offset_std, starts, ends, snap_sigmas=snap_sigmas)
     return reference.decode_segments(position, offset, offset_std, starts, ends, snap_sigmas=snap_sigmas)
 
 
 def pair_segments(
     starts: Crossings, ends: Crossings, class_scores: Tensor, *, max_ends: int, topk: int
 ) -> tuple[Segments, Tensor, Tensor]:
-    choose_backend(class_scores.device)
+    if triton_decode.serves(class_scores, starts.position, double=True):
+        return triton_decode.pair_segments(starts, ends, class_scores, max_ends=max_ends, topk=topk)
     return reference.pair_segments(starts, ends, class_scores, max_ends=max_ends, topk=topk)
 
 
@@ -67,7 +76,11 @@ def soft_nms(
     method: str,
     max_seg_num: int,
 ) -> tuple[Tensor, Tensor]:
-    choose_backend(segments.device)
+    if triton_decode.serves(segments, scores):
+        return triton_decode.soft_nms(
+            segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
+            max_seg_num=max_seg_num,
+        )  # fmt: skip
     return reference.soft_nms(
         segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
         max_seg_num=max_seg_num,
@@ -75,7 +88,8 @@ def soft_nms(
 
 
 def nms(segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float, max_seg_num: int) -> Tensor:
-    choose_backend(segments.device)
+    if triton_decode.serves(segments, scores):
+        return triton_decode.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
     return reference.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
 
 
@@ -93,7 +107,11 @@ def batched_nms(
     voting_thresh: float,
     per_class_voting: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choose_backend(segments.device)
+    if triton_decode.serves(segments, scores):
+        return triton_decode.batched_nms(
+            segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
+            sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+        )  # fmt: skip
     return reference.batched_nms(
         segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
         sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,

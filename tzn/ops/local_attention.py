@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops.backend import choose_backend
+from tzn.ops import triton_attention
+from tzn.ops.backend import choose_backend, uses_triton
 from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, check_window, fail
-from tzn.ops.opaque import as_one_node
+from tzn.ops.opaque import as_one_node, is_counting
 from tzn.ops.recompute import gradients_of
 
 
@@ -55,6 +56,8 @@ def local_attention(
         check_floating("bias", bias)
         check_shape("bias", bias, f"[H, window] = [{heads}, {window}]", heads, window)
         check_device("bias", bias, q.device)
+    if uses_triton(q.device) and triton_attention.serves(q) and not is_counting():
+        return triton_attention.local_attention(q, k, v, window, mask, query_mask, bias)
     if as_one_node():
         return _opaque(q, k, v, window, mask, query_mask, bias)
     return _run(q, k, v, window, mask, query_mask, bias)

@@ -129,7 +129,7 @@ def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: fl
     check_floating("scores", scores)
     check_shape("scores", scores, f"[N] = [{segments.shape[0]}]", segments.shape[0])
     check_device("scores", scores, segments.device)
-    if checks_values() and bool(scores.isnan().any()):
+    if checks_values(scores) and bool(scores.isnan().any()):
         fail("scores", "NaN", "numbers")
     for name, value in (("iou_threshold", iou_threshold), ("min_score", min_score)):
         if not value >= 0:

@@ -16,6 +16,10 @@ def as_one_node() -> bool:
     return torch.compiler.is_compiling() or _counting.get()
 
 
+def is_counting() -> bool:
+    return not torch.compiler.is_compiling() and _counting.get()
+
+
 @contextlib.contextmanager
 def counting() -> Iterator[None]:
     """Inside, every op is a node of its own, so counters see the op and not how a back end computes it."""

@@ -34,5 +34,5 @@ def check_segments(name: str, segments: Tensor) -> None:
     """``[N, 2]`` floating with start <= end and no NaN."""
     check_floating(name, segments)
     check_shape(name, segments, "[N, 2]", None, 2)
-    if checks_values() and not bool((segments[:, 1] >= segments[:, 0]).all()):
+    if checks_values(segments) and not bool((segments[:, 1] >= segments[:, 0]).all()):
         fail(name, "a segment with end < start or NaN", "start <= end")

@@ -44,7 +44,7 @@ def region_distance(segments: Tensor, num_steps: int, radius: float) -> Tensor:
     """
     check_floating("segments", segments)
     check_shape("segments", segments, "[N, 2]", None, 2)
-    if checks_values() and bool((segments[:, 1] < segments[:, 0]).any()):
+    if checks_values(segments) and bool((segments[:, 1] < segments[:, 0]).any()):
         fail("segments", "a segment with end < start", "start <= end")
     _check_extent(num_steps, radius)
     return reference.region_distance(segments, num_steps, radius)

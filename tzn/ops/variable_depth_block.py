@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops.backend import choose_backend
+from tzn.ops import triton_block
+from tzn.ops.backend import choose_backend, uses_triton
 from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, checks_values, fail
-from tzn.ops.opaque import as_one_node
+from tzn.ops.opaque import as_one_node, is_counting
 from tzn.ops.recompute import gradients_of
 from tzn.reference import BlockWeights
 
@@ -49,8 +50,10 @@ def variable_depth_block(
         check_floating("gate", gate)
         check_shape("gate", gate, f"[B, T] = [{batch}, {steps}]", batch, steps)
         check_device("gate", gate, x.device)
-        if checks_values() and gate.numel() and not bool((gate >= 0).all()):
+        if checks_values(gate) and gate.numel() and not bool((gate >= 0).all()):
             fail("gate", "a negative or NaN value", "gates >= 0")
+    if uses_triton(x.device) and triton_block.serves(x, weights) and not is_counting():
+        return triton_block.variable_depth_block(x, gate, weights, mask)
     if as_one_node():
         return _opaque(x, gate, list(weights), mask)
     return _run(x, gate, weights, mask)
