@@ -119,7 +119,7 @@ def test_is_continuous_in_tau_where_a_layer_switches_on():
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5])
-def test_multiply_adds_follow_the_active_tokens(share):
+def test_multiply_adds_follow_the_active_tokens(share, backend):
     steps, width, hidden = 512, 32, 128
     x, weights = torch.randn(1, steps, width), _weights(19, torch.float32, width, hidden)
     active = int(share * steps)
@@ -128,7 +128,8 @@ def test_multiply_adds_follow_the_active_tokens(share):
         ops.variable_depth_block(x, gate, weights)
     halo = active + 9
     projections = 2 * active * width**2 + 2 * halo * width**2 + 2 * active * width * hidden
-    tiles = -(-active // 32) * 32 * (32 + 18) * 2 * width
+    # The counter sees matrix products: the reference's tiles of attention, not the compiled kernel.
+    tiles = 0 if backend == "cpp" else -(-active // 32) * 32 * (32 + 18) * 2 * width
     assert counter.get_total_flops() == pytest.approx(2 * (projections + tiles), rel=0.02)
 
 

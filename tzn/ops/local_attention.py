@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops import triton_attention
+from tzn.ops import native_attention, triton_attention
 from tzn.ops.backend import choose_backend, uses_triton
 from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, check_window, fail
 from tzn.ops.opaque import as_one_node, is_counting
@@ -36,7 +36,8 @@ def local_attention(
         bias: ``[H, w]`` or None.
 
     Returns:
-        ``[B, H, T, D]``; rows that are not valid queries are zero. Differentiable in q, k, v and bias.
+        ``[B, H, T, D]`` with the memory order of ``[B, T, H, D]``; rows that are not valid queries are zero.
+        Differentiable once in q, k, v and bias.
 
     Raises:
         ValueError: wrong shape, dtype or device, even or negative window.
@@ -66,7 +67,8 @@ def local_attention(
 def _run(
     q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    choose_backend(q.device)
+    if choose_backend(q.device) == "cpp":
+        return native_attention.local_attention(q, k, v, window, mask, query_mask, bias)
     batch, heads, steps, width = q.shape
     everything = torch.ones(batch, steps, dtype=torch.bool, device=q.device)
     valid = everything if mask is None else mask
@@ -82,7 +84,7 @@ def _run(
         slot=torch.searchsorted(halo, active), position=halo + halo // max(steps, 1) * (window // 2), bias=bias,
     )  # fmt: skip
     dense = out.new_zeros(batch * steps, heads, width).index_copy(0, active, out)
-    return dense.view(batch, steps, heads, width).transpose(1, 2).contiguous()
+    return dense.view(batch, steps, heads, width).transpose(1, 2)
 
 
 @torch.library.custom_op("tzn::local_attention", mutates_args=())
@@ -94,7 +96,8 @@ def _opaque(
 
 @_opaque.register_fake
 def _(q, k, v, window, mask, query_mask, bias):  # type: ignore[no-untyped-def]
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+    batch, heads, steps, width = q.shape
+    return q.new_empty(batch, steps, heads, width).transpose(1, 2)
 
 
 def _setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -113,6 +116,9 @@ def _opaque_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if choose_backend(q.device) == "cpp":
+        dq, dk, dv, dbias = native_attention.local_attention_backward(grad, q, k, v, window, mask, query_mask, bias)
+        return dq.contiguous(), dk.contiguous(), dv.contiguous(), q.new_empty(0) if dbias is None else dbias
     inputs = [q, k, v] + ([] if bias is None else [bias])
     grads = gradients_of(lambda q, k, v, bias=None: _run(q, k, v, window, mask, query_mask, bias), inputs, grad)
     return grads[0], grads[1], grads[2], grads[3] if bias is not None else q.new_zeros(0)

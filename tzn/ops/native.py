@@ -31,6 +31,8 @@ def missing_reason() -> str | None:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
         return f"{library.name} does not load with torch {torch.__version__}: {error}"
-    from tzn.ops import native_fakes  # noqa: F401  (registers shapes for tracing; needs the ops to exist)
-
+    try:  # shapes for tracing: they need the ops to exist
+        from tzn.ops import native_attention_fakes, native_fakes  # noqa: F401
+    except RuntimeError as error:
+        return f"{library.name} is of another version of tzn, build it again: {error}"
     return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops import triton_block
+from tzn.ops import native_block, triton_block
 from tzn.ops.backend import choose_backend, uses_triton
 from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, checks_values, fail
 from tzn.ops.opaque import as_one_node, is_counting
@@ -60,7 +60,8 @@ def variable_depth_block(
 
 
 def _run(x: Tensor, gate: Tensor | None, weights: BlockWeights, mask: Tensor | None) -> Tensor:
-    choose_backend(x.device)
+    if choose_backend(x.device) == "cpp":
+        return native_block.variable_depth_block(x, gate, weights, mask)
     return reference.variable_depth_block(x, gate, weights, mask=mask)
 
 
