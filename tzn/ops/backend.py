@@ -51,10 +51,13 @@ def choose_backend(device: torch.device | str = "cpu") -> str:
     return name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def uses_triton(device: torch.device) -> bool:
     """Whether ops on ``device`` run as Triton kernels; fixed while tracing, where each back end has its own nodes."""
     return choose_backend(device) == "triton"
+
+
+# What torch.compiler.assume_constant_result sets; calling that imports all of Dynamo, and Triton with it.
+uses_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _interpreted() -> bool:
