@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint clean wheel
+.PHONY: demo test lint bench clean wheel
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -19,6 +19,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Under 10 minutes on 2 cores; tables and pictures go to benchmarks/results.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/flops.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/plot_latency.py
+	$(BIN)/python benchmarks/score.py
+	$(BIN)/python -m pytest -q benchmarks/test_ops_benchmark.py --benchmark-group-by=group \
+	  --benchmark-columns=median,iqr,rounds --benchmark-max-time=0.5 --benchmark-min-rounds=5
 
 # One abi3 wheel for Python >= 3.10 and torch >= 2.10; a kernel that does not compile is an error here.
 wheel: $(STAMP)

@@ -1,0 +1,194 @@
+"""Time, memory and multiply-adds of ActionFormer and TemporalZoomNet at THUMOS14 shape.
+
+usage: python benchmarks/latency.py [--quick | --full] [--device cpu] [--threads 2] [--out benchmarks/results/latency.json]
+
+Runs are interleaved: every round runs each row once, rows rotate, the first round warms up. Medians with quartiles over
+rounds, p95, peak memory of one more run. "forward": network outputs, heads everywhere. "detect": features in, final
+detections out. Before anything is timed, the published path and ours must give the same outputs. Depth is a fixed pattern:
+a share of the tokens, in clusters of 64 steps, runs all refinement layers, the others none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import COMPILED, FULL, PORT, SLOW, Contender, batch, contenders
+from peak_memory import peak_megabytes
+from tqdm import tqdm
+
+import tzn
+from tzn import ops
+from tzn.files import atomic_write
+
+# (batch, steps): --quick, default, --full
+CELLS = {
+    "quick": [(1, 576), (1, 2304)],
+    "default": [(1, 576), (1, 600), (1, 2304), (1, 9216), (8, 576), (8, 2304)],
+    "full": [(1, 576), (1, 600), (1, 2304), (1, 9216), (1, 18432), (8, 576), (8, 2304), (8, 9216), (8, 18432)],
+}
+COMPILED_STEPS = (576, 2304)  # each new shape compiles for about a minute
+SECONDS, ROUNDS = 45.0, (3, 15)  # of a cell: aim, and least and most rounds
+SAME = 1e-4  # of the largest value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two shapes, few rounds")
+    parser.add_argument("--full", action="store_true", help="all shapes; an hour on two cores")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results/latency.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    size = "full" if options.full else "quick" if options.quick else "default"
+    rows = contenders(options.device, compiled=not options.no_compile)
+    check_same_outputs(rows, options.device)
+    cells = []
+    for count, steps in tqdm(CELLS[size], desc="shapes"):
+        cells += measure(rows, count, steps, options.device, SECONDS / 3 if options.quick else SECONDS)
+        content = {**facts(options, size), "cells": cells}
+        with atomic_write(options.out) as file:  # after every shape: what is measured stays
+            json.dump(content, file, indent=1)
+    text = markdown(content)
+    with atomic_write(options.out.with_suffix(".md")) as file:
+        file.write(text)
+    print(text)
+
+
+def check_same_outputs(rows: list[Contender], device: str) -> None:
+    """A peer that computes something else is no peer: network outputs, then segments in seconds."""
+    slow, port = rows[0], rows[1]
+    inputs = batch(1, 600, device)
+    with torch.no_grad():
+        theirs, ours = slow.forward(*inputs), port.forward(*inputs)
+        slow_found, found = slow.detect(*inputs)[0], port.detect(*inputs)[0][0]
+    for a, b, keep in zip(theirs.class_logits, ours.class_logits, ours.masks, strict=True):
+        steps = int(keep.sum())
+        difference = (a[:, :steps] - b[:, :steps]).abs().max() / b.abs().max()
+        if not difference < SAME:
+            raise SystemExit(f"class logits of the published path and ours differ by {difference:g} of the largest")
+    scores, wanted = torch.as_tensor(found.scores), slow_found[1]
+    if len(scores) != len(wanted) or not (scores.cpu() - wanted.cpu()).abs().max() < SAME:
+        raise SystemExit(f"detections differ: {len(wanted)} by the published path, {len(scores)} by ours")
+
+
+def measure(rows: list[Contender], count: int, steps: int, device: str, seconds: float) -> list[dict[str, Any]]:
+    """One shape, all rows."""
+    inputs = batch(count, steps, device)
+    rows = [r for r in rows if r.name != COMPILED or (count == 1 and steps in COMPILED_STEPS)]
+    runs = {(r.name, kind): run for r in rows for kind in ("forward", "detect") if (run := getattr(r, kind))}
+    with torch.no_grad():
+        times = interleaved({key: lambda run=run: run(*inputs) for key, run in runs.items()}, device, seconds)
+        memory = {r.name: peak_megabytes(lambda r=r: r.forward(*inputs), device) for r in rows}
+    results = []
+    for row in rows:
+        entry = {"row": row.name, "base": row.base, "batch": count, "steps": steps, "gmac": row.gmac(*inputs)}
+        entry |= {"peak_megabytes": memory[row.name]}
+        for kind in ("forward", "detect"):
+            if (row.name, kind) in times:
+                entry[kind] = summary(times[row.name, kind])
+        results.append(entry)
+    return results
+
+
+def interleaved(runs: dict[Any, Callable[[], Any]], device: str, seconds: float) -> dict[Any, list[float]]:
+    """Seconds of each run, one of every kind per round; rounds until ``seconds`` are spent."""
+    times: dict[Any, list[float]] = defaultdict(list)
+    keys, begin, round_ = list(runs), time.perf_counter(), 0
+    least, most = ROUNDS
+    while round_ <= least or (round_ <= most and time.perf_counter() - begin < seconds):
+        for key in keys[round_ % len(keys) :] + keys[: round_ % len(keys)]:
+            spent = timed(runs[key], device)
+            if round_:
+                times[key].append(spent)
+        round_ += 1
+    return times
+
+
+def timed(run: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    quartiles = statistics.quantiles(seconds, n=4, method="inclusive")
+    p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+    return {"median": quartiles[1], "q1": quartiles[0], "q3": quartiles[2], "p95": p95, "rounds": len(seconds)}
+
+
+def facts(options: argparse.Namespace, size: str) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if options.device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "command": "python benchmarks/latency.py" + ("" if size == "default" else f" --{size}"),
+        "date": date.today().isoformat(), "machine": f"{platform.machine()}, {device}, {options.threads} threads",
+        "versions": {"tzn": tzn.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "backends": ops.backends(),
+    }  # fmt: skip
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """A table per shape, then the two ratios that the port is held to."""
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    used = ", ".join(name for name, state in content["backends"].items() if state == "available")
+    lines = [f"`{content['command']}`, {content['date']}, {content['machine']}, {versions}, back ends: {used}.", ""]
+    at = {(c["row"], c["batch"], c["steps"]): c for c in content["cells"]}
+    for count, steps in dict.fromkeys((c["batch"], c["steps"]) for c in content["cells"]):
+        lines += [f"Batch {count}, T = {steps}", ""]
+        header = ["", "GMAC", "forward (quartiles)", "p95", "detect", "peak", "saved time / saved multiply-adds"]
+        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        rows = [cell for cell in content["cells"] if (cell["batch"], cell["steps"]) == (count, steps)]
+        lines += ["| " + " | ".join(cells(row, at[row["base"], count, steps])) + " |" for row in rows] + [""]
+    return "\n".join(lines + ratios(at))
+
+
+def cells(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    forward, detect = row["forward"], row.get("detect")
+    saved = 1 - row["gmac"] / base["gmac"]
+    ratio = (1 - forward["median"] / base["forward"]["median"]) / saved if saved > 0.01 else None
+    return [
+        row["row"], f"{row['gmac']:.1f}", f"{_ms(forward['median'])} ({_ms(forward['q1'])}-{_ms(forward['q3'])}) ms",
+        f"{_ms(forward['p95'])} ms", f"{_ms(detect['median'])} ms" if detect else "-",
+        f"{row['peak_megabytes']:.0f} MB", "-" if ratio is None else f"{ratio:.2f}",
+    ]  # fmt: skip
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.0f}"
+
+
+def ratios(at: dict[tuple[str, int, int], dict[str, Any]]) -> list[str]:
+    lines = []
+    for (row, count, steps), cell in at.items():
+        if row != SLOW:
+            continue
+        for name in (PORT, FULL):
+            other = at[name, count, steps]
+            parts = [
+                f"{kind} {cell[kind]['median'] / other[kind]['median']:.2f} x"
+                for kind in ("forward", "detect")
+                if kind in cell and kind in other
+            ]
+            lines.append(
+                f"* batch {count}, T = {steps}: {name} is faster than the published path by {', '.join(parts)}"
+            )
+    return lines + [""]
+
+
+if __name__ == "__main__":
+    main()

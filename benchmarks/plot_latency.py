@@ -1,0 +1,75 @@
+"""Pictures of benchmarks/results/latency.json: latency against multiply-adds, and cost against T.
+
+usage: python benchmarks/plot_latency.py [--results benchmarks/results/latency.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from contenders import FULL, PORT, SHARES, SLOW, share_name
+
+LINES = {
+    SLOW: ("tab:red", "s"),
+    PORT: ("tab:orange", "o"),
+    FULL: ("tab:blue", "o"),
+    share_name(0.25): ("tab:green", "o"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent / "results/latency.json")
+    options = parser.parse_args()
+    content = json.loads(options.results.read_text())
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    against_multiply_adds(left, content["cells"], steps=2304)
+    against_steps(right, content["cells"])
+    figure.suptitle(f"{content['machine']}, {content['date']}, forward pass, batch 1", fontsize=10)
+    target = options.results.with_suffix(".png")
+    temporary = target.with_name(f".{target.name}.tmp.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(target)
+    print(f"written: {target}")
+
+
+def against_multiply_adds(axes: Any, cells: list[dict[str, Any]], steps: int) -> None:
+    rows = {c["row"]: c for c in cells if (c["batch"], c["steps"]) == (1, steps)}
+    dial = [rows[name] for name in (FULL, *map(share_name, SHARES))]
+    axes.plot([c["gmac"] for c in dial], [1e3 * c["forward"]["median"] for c in dial], color="tab:blue", alpha=0.5)
+    full = dial[0]
+    # Where time follows multiply-adds exactly.
+    axes.plot([0, full["gmac"]], [0, 1e3 * full["forward"]["median"]], ":", color="grey", linewidth=1)
+    for index, (name, c) in enumerate(rows.items()):
+        forward = c["forward"]
+        spread = [[1e3 * (forward["median"] - forward["q1"])], [1e3 * (forward["q3"] - forward["median"])]]
+        marker = "osD^vP*X<>"[index % 10]
+        axes.errorbar(c["gmac"], 1e3 * forward["median"], yerr=spread, fmt=marker, capsize=2, label=name)
+    top = 1.6e3 * max(c["forward"]["median"] for c in rows.values())  # a bar of a disturbed run may leave the picture
+    axes.set(xlabel="multiply-adds (1e9)", ylabel="forward (ms)", title=f"T = {steps}", xlim=(0, None), ylim=(0, top))
+    axes.legend(fontsize=7, loc="upper left")
+
+
+def against_steps(axes: Any, cells: list[dict[str, Any]]) -> None:
+    for name, (colour, marker) in LINES.items():
+        points = sorted(
+            (c["steps"], 1e3 * c["forward"]["median"]) for c in cells if c["row"] == name and c["batch"] == 1
+        )
+        axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=name)
+    axes.set(xlabel="T (steps)", ylabel="forward (ms)", title="cost against length", xscale="log", yscale="log")
+    lengths = sorted({c["steps"] for c in cells if c["batch"] == 1})
+    axes.set_xticks(lengths, map(str, lengths))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=7)
+
+
+if __name__ == "__main__":
+    main()
