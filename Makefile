@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint bench clean wheel
+.PHONY: demo test lint aot bench clean wheel
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -28,6 +28,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python -m pytest -q benchmarks/test_ops_benchmark.py --benchmark-group-by=group \
 	  --benchmark-columns=median,iqr,rounds --benchmark-max-time=0.5 --benchmark-min-rounds=5
+
+# Every Triton kernel compiled for GPUs that are not here; TZN_AOT=all: every dtype and head width.
+aot: $(STAMP)
+	$(BIN)/python benchmarks/aot.py
 
 # One abi3 wheel for Python >= 3.10 and torch >= 2.10; a kernel that does not compile is an error here.
 wheel: $(STAMP)

@@ -22,6 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from tzn.kernels import launch
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -78,6 +80,7 @@ def collect(capability: int) -> Iterator[list[tuple[str, Any]]]:
 
     driver.set_active(_Stub(capability))
     JITFunction.run = compile_only
+    launch.ASSUMED = f"sm{capability}"
     try:
         yield found
     finally:

@@ -20,6 +20,7 @@ import triton.language as tl
 Config = dict[str, int]  # tile sizes, num_warps, num_stages
 FOLDER = Path(__file__).resolve().parent
 ARCHITECTURES = ("sm80", "sm90", "sm100")
+ASSUMED = "sm90"  # of tensors that are on no GPU: interpreted, or compiled ahead of time for what ``aot`` sets here
 TUNED: dict[str, Config] = {}  # "<architecture> <kernel> <bits>/<width>" -> what autotuning found in this process
 
 
@@ -52,11 +53,13 @@ def _table(name: str) -> dict[str, Any]:
     return dict(json.loads((FOLDER / name).read_text()))
 
 
-@cache
 def architecture(device: torch.device) -> str:
     """Entry of ``configs.json`` for a device: the newest architecture that is not newer than it."""
-    if device.type != "cuda":
-        return "sm90"  # the interpreter: any entry will do
+    return _architecture(device) if device.type == "cuda" else ASSUMED
+
+
+@cache
+def _architecture(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     fitting = [a for a in ARCHITECTURES if int(a[2:]) <= 10 * major + minor]
     return fitting[-1] if fitting else ARCHITECTURES[0]
@@ -81,7 +84,7 @@ def launch(kernel: str, dtype: torch.dtype, width: int, run: Callable[[Config], 
     arch = architecture(device)
     config = default_config(arch, kernel, dtype, width)
     if os.environ.get("TZN_AUTOTUNE") == "1" and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        key = f"{arch} {kernel} {'16' if dtype.itemsize == 2 else '32'}/{width}"
+        key = f"{arch} {kernel} {'16' if dtype.itemsize == 2 else '32'}/{triton.next_power_of_2(width)}"
         if key not in TUNED:
             TUNED[key] = fastest([config, *candidates(kernel)], run)
         config = TUNED[key]
@@ -94,6 +97,6 @@ def fastest(configs: list[Config], run: Callable[[Config], None]) -> Config:
     for number, config in enumerate(configs):
         try:
             times[number] = triton.testing.do_bench(lambda config=config: run(config), return_mode="median")
-        except triton.runtime.errors.OutOfResources:
+        except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
             continue
     return configs[min(times, key=lambda number: float(times[number]))]

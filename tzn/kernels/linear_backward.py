@@ -98,7 +98,7 @@ def branch_gradient(
             ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, grad.device)
+    launch("branch_gradient", dtype, number, run, grad.device)
     return out, shares[0]
 
 

@@ -29,7 +29,7 @@ LINEAR = tl.constexpr(1)
 HARD = tl.constexpr(2)
 METHODS = {"gaussian": 0, "linear": 1, "hard": 2}
 REGISTERS = 4096  # candidates of a recording that one program holds: 16 per thread at 8 warps
-CHUNK = 1024
+CHUNK = 512  # 1024 spills registers on sm_80
 LAST = tl.constexpr(2**31 - 1)
 
 

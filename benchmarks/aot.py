@@ -1,0 +1,177 @@
+"""Compiles every Triton kernel for GPUs that are not here and prints what each takes: ``make aot``.
+
+usage: python benchmarks/aot.py [--all] [--out FILE.json] [--processes 2]
+
+For sm_80, sm_90 and sm_100 to cubin, at the shapes of the THUMOS configuration (T = 2304, width 512, window 19). By default the
+main configurations: bfloat16 and float32, 64 and 128 channels per head. ``--all`` (or TZN_AOT=all): float16 too, and 32
+and 256 channels. Columns: registers per thread, instructions that spill, shared memory in KB, tensor-core instructions, and
+how many of the loads from global memory are 128 bits wide.
+
+It fails where a main configuration spills, or where a product of matrices is not on tensor cores (HGMMA on sm_90 and
+UTC*MMA on sm_100 where the tile is large enough for them, HMMA elsewhere). Nothing is run, so nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from tzn.files import atomic_write
+
+ARCHITECTURES = (80, 90, 100)
+STEPS, WIDTH, WINDOW, HIDDEN = 2304, 512, 19, 2048
+PRODUCTS = (
+    "attention", "norm_qkv", "norm_up", "gated_residual", "branch_gradient", "linear_gradient", "qkv_gradient",
+    "weight_gradient",
+)  # fmt: skip
+MAIN_DTYPES, MAIN_WIDTHS = ("bfloat16", "float32"), (64, 128)
+# Instructions: where no tile size does without. Three TF32 products of 128 channels need more registers than there are.
+SPILLS_ALLOWED = {("attention_backward_queries", "float32/128"): 16}
+ALL_DTYPES, ALL_WIDTHS = ("bfloat16", "float16", "float32"), (32, 64, 128, 256)
+
+Task = tuple[int, str, str, int]  # compute capability, group, dtype, channels per head (0: does not matter)
+
+
+def attention(dtype: torch.dtype, width: int) -> None:
+    """Dense rows with a mask and query subset, forward and backward."""
+    from tzn.kernels.attention import attention_forward
+    from tzn.kernels.attention_backward import attention_backward
+    from tzn.kernels.compaction import compact
+
+    heads = WIDTH // width
+    q, k, v, grad, dq, dk, dv = (torch.zeros(1, heads, STEPS, width, dtype=dtype) for _ in range(7))
+    bias, gate = torch.zeros(heads, WINDOW), torch.ones(1, STEPS)
+    lists = compact(gate, gate > 0, 1, STEPS, WINDOW, gate.device)
+    for chosen in (lists, None):
+        lse = attention_forward(q, k, v, bias, chosen, STEPS, WINDOW, grad)
+        attention_backward(grad, q, k, v, bias, grad, lse, chosen, STEPS, WINDOW, dq, dk, dv)
+
+
+def block(dtype: torch.dtype, width: int) -> None:
+    """Forward and backward; with 16-bit weights x is float32, as under autocast."""
+    from tzn.kernels import variable_depth_block as kernels
+    from tzn.nn import VariableDepthBlock
+
+    weights = list(VariableDepthBlock(WIDTH, WIDTH // width, WINDOW, HIDDEN / WIDTH).weights())
+    grouped = kernels.grouped([w.detach().to(dtype) for w in weights])
+    gate = torch.ones(1, STEPS)
+    for x in {dtype: torch.zeros(1, STEPS, WIDTH, dtype=dtype), torch.float32: torch.zeros(1, STEPS, WIDTH)}.values():
+        out, saved = kernels.forward(x, gate, grouped, gate > 0, keep=True)
+        kernels.backward(out, x, gate, grouped, saved)
+
+
+def decoding(dtype: torch.dtype, width: int) -> None:
+    """Crossings, candidates, segments, pairs, suppression and voting, always in float32."""
+    from tzn.kernels import boundary_crossings, decode_segments, nms, pair_segments, segment_voting, select_candidates
+
+    fields = torch.zeros(2, STEPS)
+    for estimator in boundary_crossings.ESTIMATORS:
+        found = boundary_crossings.boundary_crossings(
+            fields, fields, estimator=estimator, vote_window=4, min_slope=0.5, mask=fields > 0
+        )
+    ends = (found.position, found.std, found.counts)
+    scores = torch.zeros(2, 4560, 20)
+    order = torch.arange(4560), torch.tensor([0, 2304, 3456, 4560])
+    select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000)
+    offset = torch.zeros(2, 4096, 2)
+    decode_segments.decode_segments(offset[..., 0], offset, offset, ends, ends, 3.0)
+    pair_segments.pair_scores((ends[0], ends[2]), (ends[0], ends[2]), scores[:, :STEPS], 16)
+    labels = torch.zeros(2, 12288, dtype=torch.int32)
+    segments = torch.zeros(2, 12288, 2)
+    rule = {"iou_threshold": 0.1, "sigma": 0.5, "min_score": 0.001}
+    for number in (2048, 4096, 12288):
+        part = segments[:, :number], segments[:, :number, 0], labels[:, :number], None, 20, 200
+        for method in nms.METHODS if number != 4096 else ("gaussian",):
+            nms.suppress(*part, method=method, **rule)
+    segment_voting.vote(offset[:, :200], None, segments, segments[..., 0], None, None, 0.75)
+
+
+GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {"attention": attention, "block": block, "decoding": decoding}
+
+
+def tasks(everything: bool) -> Iterator[Task]:
+    """The longest first, so that processes end together."""
+    for capability in ARCHITECTURES:
+        for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
+            yield capability, "block", dtype, 128
+        for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
+            for width in ALL_WIDTHS if everything else MAIN_WIDTHS:
+                if everything or (dtype, width) != ("float32", 128):  # the block has that one
+                    yield capability, "attention", dtype, width
+        yield capability, "decoding", "float32", 0
+
+
+def compile_task(task: Task) -> list[dict[str, object]]:
+    """Resources of every variant that a group launches."""
+    from tzn.kernels.aot import collect, resources
+
+    capability, group, dtype, width = task
+    torch.set_num_threads(1)
+    with collect(capability) as found, torch.no_grad():
+        GROUPS[group](getattr(torch, dtype), width)
+    variant = dtype + (f"/{width}" if width else "")
+    distinct = dict.fromkeys(resources(f"sm_{capability}", name, variant, kernel) for name, kernel in found)
+    return [row._asdict() for row in distinct]
+
+
+def faults(rows: list[dict[str, object]]) -> list[str]:
+    """What is wrong with main configurations."""
+    found = []
+    for row in rows:
+        name = f"{row['architecture']} {row['kernel']} {row['variant']}"
+        dtype, _, width = str(row["variant"]).partition("/")
+        main = dtype in MAIN_DTYPES and (not width or int(width) in MAIN_WIDTHS)
+        allowed = SPILLS_ALLOWED.get((str(row["kernel"]), str(row["variant"])), 0)
+        if main and int(str(row["spills"])) > allowed:
+            found.append(f"{name}: {row['spills']} instructions spill registers")
+        if str(row["kernel"]).startswith(PRODUCTS) and row["matrix"] == "-":
+            found.append(f"{name}: no tensor-core instructions")
+    return found
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    head = ["arch", "kernel", "variant", "warps", "regs", "spills", "shared KB", "matrix", "128-bit loads"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for r in rows:
+        matrix = "-" if r["matrix"] == "-" else f"{r['matrix_count']} {r['matrix']}"
+        cells = [
+            r["architecture"], r["kernel"], r["variant"], r["warps"], r["registers"], r["spills"],
+            f"{r['shared'] / 1024:.1f}", matrix, f"{r['wide_loads']} of {r['loads']}",  # type: ignore[operator]
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", default=os.environ.get("TZN_AOT") == "all")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled")
+    begin = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        parts = pool.imap_unordered(compile_task, tasks(arguments.all))
+        rows = [row for part in parts for row in part]
+    rows.sort(key=lambda r: (int(str(r["architecture"])[3:]), str(r["kernel"]), str(r["variant"])))
+    print(table(rows))
+    if arguments.out is not None:
+        with atomic_write(arguments.out) as file:
+            json.dump(rows, file, indent=1)
+    wrong = faults(rows)
+    print(f"\n{len(rows)} variants compiled in {time.perf_counter() - begin:.0f} s, {len(wrong)} faults")
+    print("\n".join(wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
