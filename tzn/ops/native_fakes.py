@@ -12,3 +12,14 @@ def _new_size() -> torch.SymInt:
 @torch.library.register_fake("tzn_native::active_tokens")
 def _active_tokens(gate, window, mask):  # type: ignore[no-untyped-def]
     return tuple(torch.empty(_new_size(), dtype=torch.long, device=gate.device) for _ in range(2))
+
+
+@torch.library.register_fake("tzn_native::suppress_segments")
+def _suppress_segments(segments, scores, labels, method, iou_threshold, sigma, min_score, above, total):  # type: ignore[no-untyped-def]
+    count = _new_size()
+    return torch.empty(count, dtype=torch.long, device=scores.device), scores.new_empty(count)
+
+
+@torch.library.register_fake("tzn_native::vote_segments")
+def _vote_segments(kept, segments, scores, threshold, kept_group, group):  # type: ignore[no-untyped-def]
+    return kept.new_empty(kept.shape)

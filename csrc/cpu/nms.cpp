@@ -1,0 +1,251 @@
+// Non-maximum suppression in time with the picks of the definition (tzn/reference/nms.py).
+//
+// Groups are suppressed on their own, but picks are made in the order of their score over all groups: the first `total`
+// are the result, and nothing beyond them is computed.
+#include "suppression.h"
+
+#include <queue>
+
+namespace tzn {
+namespace {
+
+template <typename F> TZN_MULTIVERSION void pick(Group<F>& group, int64_t place, const Decay<F>& decay) {
+  switch (decay.method) {
+    case Method::gaussian: pick_with<F, Method::gaussian>(group, place, decay); break;
+    case Method::linear: pick_with<F, Method::linear>(group, place, decay); break;
+    case Method::zero: pick_with<F, Method::zero>(group, place, decay); break;
+    default: pick_with<F, Method::remove>(group, place, decay);
+  }
+  refresh(group);
+}
+
+struct Found {
+  std::vector<int64_t> index;
+  std::vector<double> score;  // exact for float
+};
+
+// Stable; by counting where labels are few and close together, as classes are.
+void sort_by_label(std::vector<int64_t>& member, const int64_t* labels) {
+  if (member.empty()) return;
+  int64_t low = labels[member[0]], high = low;
+  for (int64_t i : member) low = std::min(low, labels[i]), high = std::max(high, labels[i]);
+  constexpr int64_t few = 1 << 14;
+  if (low < -few || high > few) {
+    std::stable_sort(member.begin(), member.end(), [&](int64_t a, int64_t b) { return labels[a] < labels[b]; });
+    return;
+  }
+  std::vector<int64_t> begin(high - low + 2), sorted(member.size());
+  for (int64_t i : member) ++begin[labels[i] - low + 1];
+  for (size_t k = 1; k < begin.size(); ++k) begin[k] += begin[k - 1];
+  for (int64_t i : member) sorted[begin[labels[i] - low]++] = i;
+  member = std::move(sorted);
+}
+
+// Candidates by label in ascending order; members of group g are member[begin[g]] … member[begin[g + 1] - 1].
+struct Grouping {
+  std::vector<int64_t> member, begin;
+
+  int64_t groups() const { return static_cast<int64_t>(begin.size()) - 1; }
+};
+
+// `above`: only scores above it count, if positive. Without labels all form one group.
+template <typename F>
+Grouping group_by_label(const F* scores, const int64_t* labels, int64_t count, double above) {
+  Grouping grouping;
+  grouping.member.reserve(count);
+  for (int64_t i = 0; i < count; ++i)
+    if (!(above > 0) || scores[i] > static_cast<F>(above)) grouping.member.push_back(i);
+  auto& member = grouping.member;
+  if (labels) sort_by_label(member, labels);
+  for (size_t n = 0; n < member.size(); ++n)
+    if (n == 0 || (labels && labels[member[n]] != labels[member[n - 1]])) grouping.begin.push_back(n);
+  grouping.begin.push_back(member.size());
+  return grouping;
+}
+
+template <typename F>
+Found suppress(
+    const F* segments, const F* scores, const Grouping& grouping, const Decay<F>& decay, int64_t total) {
+  const int64_t groups = grouping.groups();
+  std::vector<Group<F>> parts;
+  parts.reserve(groups);
+  for (int64_t g = 0; g < groups; ++g)
+    parts.push_back(make_group(
+        segments, scores, grouping.member.data() + grouping.begin[g], grouping.begin[g + 1] - grouping.begin[g]));
+  // Highest score first, the lower group where they are equal.
+  const auto later = [&](int64_t a, int64_t b) {
+    return parts[a].best < parts[b].best || (parts[a].best == parts[b].best && a > b);
+  };
+  std::priority_queue<int64_t, std::vector<int64_t>, decltype(later)> next(later);
+  for (int64_t g = 0; g < groups; ++g)
+    if (parts[g].best != LOWEST<F>) next.push(g);
+  Found found;
+  while (!next.empty() && (total <= 0 || static_cast<int64_t>(found.index.size()) < total)) {
+    const int64_t g = next.top();
+    next.pop();
+    Group<F>& group = parts[g];
+    const int64_t place = best_place(group);
+    found.index.push_back(group.index[place]);
+    found.score.push_back(static_cast<double>(group.best));
+    pick(group, place, decay);
+    if (group.best != LOWEST<F>) next.push(g);
+  }
+  return found;
+}
+
+void check_candidates(const Tensor& segments, const Tensor& scores) {
+  STD_TORCH_CHECK(segments.dim() == 2 && segments.size(1) == 2, "segments: expected [N, 2]");
+  STD_TORCH_CHECK(
+      scores.dim() == 1 && scores.size(0) == segments.size(0) && scores.scalar_type() == segments.scalar_type(),
+      "scores: expected [N] in the dtype of segments");
+}
+
+void check_groups(const Tensor& group, int64_t count, const char* name) {
+  STD_TORCH_CHECK(
+      group.dim() == 1 && group.size(0) == count && group.scalar_type() == ScalarType::Long, name,
+      ": expected int64 of one dimension, one number per segment");
+}
+
+template <typename F> const F* data(const Tensor& x) { return static_cast<const F*>(x.data_ptr()); }
+
+template <typename F>
+std::tuple<Tensor, Tensor> run_suppress(
+    const Tensor& segments, const Tensor& scores, const int64_t* labels, int64_t method, double iou_threshold,
+    double sigma, double min_score, double above, int64_t total) {
+  const Decay<F> decay{
+      static_cast<Method>(method), static_cast<F>(iou_threshold), static_cast<F>(sigma), static_cast<F>(min_score)};
+  const Grouping grouping = group_by_label(data<F>(scores), labels, scores.size(0), above);
+  const Found found = suppress(data<F>(segments), data<F>(scores), grouping, decay, total);
+  const auto count = static_cast<int64_t>(found.index.size());
+  Tensor index = empty_long(scores, count), score = torch::stable::new_empty(scores, {count}, scores.scalar_type());
+  std::copy(found.index.begin(), found.index.end(), static_cast<int64_t*>(index.data_ptr()));
+  std::copy(found.score.begin(), found.score.end(), static_cast<F*>(score.data_ptr()));
+  return {index, score};
+}
+
+std::tuple<Tensor, Tensor> suppress_segments(
+    Tensor segments, Tensor scores, std::optional<Tensor> labels, int64_t method, double iou_threshold, double sigma,
+    double min_score, double above, int64_t total) {
+  check_candidates(segments, scores);
+  STD_TORCH_CHECK(method >= 0 && method <= 3, "method: expected 0 to 3, got ", method);
+  if (labels) {
+    check_groups(*labels, scores.size(0), "labels");
+    labels = torch::stable::contiguous(*labels);
+  }
+  segments = torch::stable::contiguous(segments);
+  scores = torch::stable::contiguous(scores);
+  const int64_t* by = labels ? data<int64_t>(*labels) : nullptr;
+  if (segments.scalar_type() == ScalarType::Float)
+    return run_suppress<float>(segments, scores, by, method, iou_threshold, sigma, min_score, above, total);
+  STD_TORCH_CHECK(segments.scalar_type() == ScalarType::Double, "segments: expected float32 or float64");
+  return run_suppress<double>(segments, scores, by, method, iou_threshold, sigma, min_score, above, total);
+}
+
+template <typename F> TZN_MULTIVERSION bool plain(const Tensor& segments, const Tensor& scores) {
+  const F *ends = data<F>(segments), *score = data<F>(scores);
+  const F infinity = std::numeric_limits<F>::infinity();
+  int64_t odd = 0;
+  for (int64_t i = 0; i < 2 * segments.size(0); ++i) odd += !(ends[i] > -infinity && ends[i] < infinity);
+  for (int64_t i = 0; i < scores.size(0); ++i) odd += !(score[i] >= F(0) && score[i] < infinity);
+  return odd == 0;
+}
+
+// Whether all numbers are finite and no score is negative: then scores only fall.
+bool plain_candidates(Tensor segments, Tensor scores) {
+  check_candidates(segments, scores);
+  segments = torch::stable::contiguous(segments);
+  scores = torch::stable::contiguous(scores);
+  if (segments.scalar_type() == ScalarType::Float) return plain<float>(segments, scores);
+  if (segments.scalar_type() == ScalarType::Double) return plain<double>(segments, scores);
+  return false;
+}
+
+// Sums of one kept segment's voters, in the arithmetic of the reference up to the order of the sums, which is in double.
+template <typename F>
+TZN_MULTIVERSION void vote_one(
+    const F* segments, const F* scores, int64_t count, F start, F end, F threshold, const int64_t* group, int64_t own,
+    F* out) {
+  double total[8] = {}, starts[8] = {}, ends[8] = {};
+  const F length = end - start;
+  const int64_t whole = count / 8 * 8;
+  const auto add = [&](int64_t j, int lane) __attribute__((always_inline)) {
+    const F other_start = segments[2 * j], other_end = segments[2 * j + 1];
+    const F low = other_start > start ? other_start : start, high = other_end < end ? other_end : end;
+    const F overlap = high - low > F(0) ? high - low : F(0);
+    const F iou = overlap / ((length + (other_end - other_start)) - overlap);
+    const bool votes = iou >= threshold && (!group || group[j] == own);
+    const double weight = votes ? static_cast<double>(scores[j] * iou) : 0.0;
+    total[lane] += weight;
+    starts[lane] += weight * static_cast<double>(other_start);
+    ends[lane] += weight * static_cast<double>(other_end);
+  };
+  for (int64_t j = 0; j < whole; j += 8)
+    for (int lane = 0; lane < 8; ++lane) add(j + lane, lane);
+  for (int64_t j = whole; j < count; ++j) add(j, 0);
+  for (int lane = 1; lane < 8; ++lane) {
+    total[0] += total[lane];
+    starts[0] += starts[lane];
+    ends[0] += ends[lane];
+  }
+  out[0] = static_cast<F>(starts[0] / total[0]);
+  out[1] = static_cast<F>(ends[0] / total[0]);
+}
+
+template <typename F>
+Tensor run_vote(
+    const Tensor& kept, const Tensor& segments, const Tensor& scores, double threshold, const int64_t* kept_group,
+    const int64_t* group) {
+  Tensor out = torch::stable::new_empty(kept, {kept.size(0), 2}, kept.scalar_type());
+  const F *from = data<F>(kept), *all = data<F>(segments), *weights = data<F>(scores);
+  F* to = static_cast<F*>(out.data_ptr());
+  const int64_t count = segments.size(0);
+  torch::stable::parallel_for(0, kept.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      vote_one<F>(
+          all, weights, count, from[2 * i], from[2 * i + 1], static_cast<F>(threshold), group,
+          kept_group ? kept_group[i] : 0, to + 2 * i);
+  });
+  return out;
+}
+
+Tensor vote_segments(
+    Tensor kept, Tensor segments, Tensor scores, double threshold, std::optional<Tensor> kept_group,
+    std::optional<Tensor> group) {
+  check_candidates(segments, scores);
+  STD_TORCH_CHECK(
+      kept.dim() == 2 && kept.size(1) == 2 && kept.scalar_type() == segments.scalar_type(),
+      "kept: expected [M, 2] in the dtype of segments");
+  STD_TORCH_CHECK(kept_group.has_value() == group.has_value(), "group: expected with kept_group, or neither");
+  if (group) {
+    check_groups(*group, segments.size(0), "group");
+    check_groups(*kept_group, kept.size(0), "kept_group");
+    group = torch::stable::contiguous(*group);
+    kept_group = torch::stable::contiguous(*kept_group);
+  }
+  kept = torch::stable::contiguous(kept);
+  segments = torch::stable::contiguous(segments);
+  scores = torch::stable::contiguous(scores);
+  const int64_t *own = kept_group ? data<int64_t>(*kept_group) : nullptr, *all = group ? data<int64_t>(*group) : nullptr;
+  if (segments.scalar_type() == ScalarType::Float) return run_vote<float>(kept, segments, scores, threshold, own, all);
+  STD_TORCH_CHECK(segments.scalar_type() == ScalarType::Double, "segments: expected float32 or float64");
+  return run_vote<double>(kept, segments, scores, threshold, own, all);
+}
+
+}  // namespace
+}  // namespace tzn
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
+  m.def(
+      "suppress_segments(Tensor segments, Tensor scores, Tensor? labels, int method, float iou_threshold, float sigma, "
+      "float min_score, float above, int total) -> (Tensor, Tensor)");
+  m.def("plain_candidates(Tensor segments, Tensor scores) -> bool");
+  m.def(
+      "vote_segments(Tensor kept, Tensor segments, Tensor scores, float threshold, Tensor? kept_group, Tensor? group) "
+      "-> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tzn_native, CPU, m) {
+  m.impl("suppress_segments", TORCH_BOX(&tzn::suppress_segments));
+  m.impl("plain_candidates", TORCH_BOX(&tzn::plain_candidates));
+  m.impl("vote_segments", TORCH_BOX(&tzn::vote_segments));
+}
