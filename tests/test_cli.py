@@ -301,3 +301,16 @@ def test_a_released_actionformer_checkpoint_converts_and_predicts(tmp_path, caps
     rows[0]["label_id"] = 5
     truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
     assert "label ids up to 5" in _fails(capsys, *command, *settings)
+
+
+def test_score_orders_ties_as_asked(tmp_path, capsys):
+    truth, found = tmp_path / "truth.json", tmp_path / "found.json"
+    annotation = {"segment": [0, 10], "label": "walk"}
+    truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 50, "annotations": [annotation]}}}))
+    rows = [{"segment": segment, "label": "walk", "score": 0.5} for segment in ([0, 10], [30, 40])]
+    found.write_text(json.dumps({"results": {"a": rows}}))
+    averages = {}
+    for ties in ("first", "numpy"):  # the right detection comes first in the file, last in NumPy's reversed sort
+        assert main(["score", str(found), str(truth), "--tiou", "0.5", "--ties", ties, "--json"]) == 0
+        averages[ties] = json.loads(capsys.readouterr().out)["average_mAP"]
+    assert averages == {"first": 1.0, "numpy": 0.5}

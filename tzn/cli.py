@@ -215,6 +215,10 @@ def _add_score(commands) -> None:  # type: ignore[no-untyped-def]
     p.add_argument("--split", default="test", help="subset name in the annotations, case-insensitive")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds: first:last:step or a comma list")
     p.add_argument("--top-k", default="1,5", help="multiples x of Recall@kx")
+    p.add_argument(
+        "--ties", choices=("first", "numpy"), default="first",
+        help="equal scores: the earlier detection first, or the order of NumPy's sort in the ActivityNet toolkit",
+    )  # fmt: skip
     p.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -226,7 +230,7 @@ def _score(o: argparse.Namespace) -> None:
         top_k = tuple(int(k) for k in o.top_k.split(","))
     except ValueError:
         raise DataError(f"--top-k {o.top_k!r}: expected positive integers such as 1,5") from None
-    result = score_files(o.predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k)
+    result = score_files(o.predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k, ties=o.ties)
     for line in result.pop("warnings"):
         print(f"warning: {line}", file=sys.stderr)
     if o.json:
