@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import COMPILED, FULL, PORT, SLOW, Contender, batch, contenders
+from contenders import COMPILED, FULL, PORT, SLOW, Contender, batch, contenders, share_name
 from peak_memory import peak_megabytes
 from tqdm import tqdm
 
@@ -33,10 +33,12 @@ from tzn.files import atomic_write
 # (batch, steps): --quick, default, --full
 CELLS = {
     "quick": [(1, 576), (1, 2304)],
-    "default": [(1, 576), (1, 600), (1, 2304), (1, 9216), (8, 576), (8, 2304)],
+    "default": [(1, 576), (1, 600), (1, 2304), (1, 9216), (1, 18432), (8, 576), (8, 2304)],
     "full": [(1, 576), (1, 600), (1, 2304), (1, 9216), (1, 18432), (8, 576), (8, 2304), (8, 9216), (8, 18432)],
 }
-SHORT = 600
+# Here only some rows: what padding costs, and how cost grows with length.
+FEWER = {600: (SLOW, PORT, FULL), 18432: (SLOW, PORT, FULL, share_name(0.25))}
+LONGEST = 9216  # that detections are timed for
 COMPILED_STEPS = (576, 2304)  # each new shape compiles for about a minute
 SECONDS, ROUNDS = 20.0, (3, 15)  # of a shape: aim, and least and most rounds
 SAME = 1e-4  # of the largest value
@@ -87,11 +89,10 @@ def check_same_outputs(rows: list[Contender], device: str) -> None:
 def measure(rows: list[Contender], count: int, steps: int, device: str, seconds: float) -> list[dict[str, Any]]:
     """One shape: all rows, network outputs; detections too for a single recording."""
     inputs = batch(count, steps, device)
-    if steps == SHORT:  # here only the padding of the published path is in question
-        rows = [r for r in rows if r.name in (SLOW, PORT, FULL)]
+    rows = [r for r in rows if r.name in FEWER.get(steps, [row.name for row in rows])]
     rows = [r for r in rows if r.name != COMPILED or (count == 1 and steps in COMPILED_STEPS)]
     runs = {(r.name, "forward"): (lambda r=r: r.forward(*inputs)) for r in rows}
-    if count == 1:
+    if count == 1 and steps <= LONGEST:
         runs |= {(r.name, "detect"): (lambda r=r: r.detect(*inputs)) for r in rows if r.detect}
     with torch.no_grad():
         memory = {key: peak_megabytes(run, device) for key, run in runs.items()}  # the runs that warm up, too
