@@ -92,7 +92,9 @@ def candidates(model: Localizer, features: Tensor, config: InferenceConfig) -> R
     """Refined (or paired) candidates of one recording ``[T, input_dim]`` before suppression."""
     steps = features.shape[0]
     if isinstance(model, ActionFormer):
-        segments, scores, labels = actionformer_candidates(model, features, config, _limit(config.pre_nms_topk, steps))
+        segments, scores, labels = actionformer_candidates(
+            model, features, config, limit_for(config.pre_nms_topk, steps)
+        )
         long = segments[:, 1] - segments[:, 0] > config.duration_thresh
         trace = Trace(torch.ones(steps), None, None, None, None)
         return Raw(segments[long], None, scores[long], labels[long], trace)
@@ -106,7 +108,7 @@ def candidates(model: Localizer, features: Tensor, config: InferenceConfig) -> R
             rows = _wanted_rows(found, steps, config) if whole and mode == "refine" else None
             fields.append(_boundary_fields(model, trunk, rows)[:, :, keep.low : keep.high])
         parts.append(found)
-    topk = _limit(config.pre_nms_topk, steps)
+    topk = limit_for(config.pre_nms_topk, steps)
     found = _merge(parts, topk)
     depth = torch.cat(depths)
     if mode == "anchor":
@@ -183,7 +185,7 @@ def _anchor_candidates(
     inside = (points.position >= keep.low) & (points.position < keep.high) & trunk.point_mask[0]
     kept = scores * inside.unsqueeze(-1)
     chosen = ops.select_candidates(
-        kept, points.level, min_score=config.pre_nms_thresh, topk=_limit(config.pre_nms_topk, steps)
+        kept, points.level, min_score=config.pre_nms_thresh, topk=limit_for(config.pre_nms_topk, steps)
     )
     rows, back = chosen.point.unique(return_inverse=True)
     offset, scale = model.offset_head.at(trunk, rows)
@@ -212,7 +214,8 @@ def _step_scores(scores: Tensor, points: PointGrid, keep: _Keep) -> Tensor:
     return best
 
 
-def _limit(limit: int, steps: int) -> int:
+def limit_for(limit: int, steps: int) -> int:
+    """Scales a limit with every started LIMIT_STEPS steps."""
     return limit * max(-(-steps // LIMIT_STEPS), 1)
 
 
@@ -290,8 +293,10 @@ def _finish(decoded: ops.Segments, scores: Tensor, labels: Tensor, trace: Trace,
 
 def suppress(raw: Raw, grid: TimeGrid, duration: float, config: InferenceConfig) -> Detections:
     """Non-maximum suppression in grid steps, then seconds clipped to the recording."""
-    segments, scores, labels = raw.segments.cpu(), raw.scores.cpu(), raw.labels.cpu()
-    most = _limit(config.max_segments, raw.trace.depth.shape[0])
+    # Where no kernel suppresses on the device, the CPU's does it faster than one operator after the other.
+    home = raw.segments.device if ops.choose_backend(raw.segments.device) == "triton" else torch.device("cpu")
+    segments, scores, labels = raw.segments.to(home), raw.scores.to(home), raw.labels.to(home)
+    most = limit_for(config.max_segments, raw.trace.depth.shape[0])
     if config.nms != "none":
         segments, scores, labels = ops.batched_nms(
             segments, scores, labels, config.iou_threshold, config.min_score, most,
@@ -301,6 +306,7 @@ def suppress(raw: Raw, grid: TimeGrid, duration: float, config: InferenceConfig)
     else:
         order = scores.argsort(descending=True, stable=True)[:most]
         segments, scores, labels = segments[order], scores[order], labels[order]
+    segments, scores, labels = segments.cpu(), scores.cpu(), labels.cpu()
     std = None if raw.std is None else _std_of(segments, labels, raw, raw.std).double().numpy() * grid.step
     seconds = grid.to_seconds(segments.double().numpy())
     return Detections(np.clip(seconds, 0.0, duration), scores.double().numpy(), labels.numpy(), std)

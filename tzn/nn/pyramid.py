@@ -78,15 +78,15 @@ def point_grid(
     lengths: list[int], strides: tuple[int, ...], ranges: tuple[tuple[float, float], ...], device: torch.device
 ) -> PointGrid:
     """Points of levels with ``lengths`` steps, in the order of :func:`flatten_levels`."""
-    position, stride, level = [], [], []
-    for i, (count, step) in enumerate(zip(lengths, strides, strict=True)):
+    position, stride, level, bounds = [], [], [], []
+    for i, (count, step, limits) in enumerate(zip(lengths, strides, ranges, strict=True)):
         time = torch.arange(count + 1, device=device)
         position.append(time.float() * step)
         stride.append(torch.full((count + 1,), float(step), device=device))
         level.append(torch.full((count + 1,), i, device=device))
-    index = torch.cat(level)
-    table = torch.tensor(ranges, dtype=torch.float32, device=device)
-    return PointGrid(torch.cat(position), torch.cat(stride), index, table[index])
+        # Filled on the device: a table copied from the host could not be captured in a CUDA graph.
+        bounds.append(torch.stack([torch.full((count + 1,), float(bound), device=device) for bound in limits], dim=1))
+    return PointGrid(torch.cat(position), torch.cat(stride), torch.cat(level), torch.cat(bounds))
 
 
 class TopDown(nn.Module):
