@@ -1,0 +1,73 @@
+"""The model that comes with the package, on raw signals of people it never saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tzn.cli import main
+from tzn.config_loading import config_from_dict
+from tzn.data.dataset import load_split_annotations, select_recordings
+from tzn.errors import CheckpointError
+from tzn.evaluation.detection_map import score_detections
+from tzn.evaluation.flat import GroundTruth
+from tzn.inference.detections import read_predictions
+from tzn.models.pretrained import FOLDER, load_pretrained, save_pretrained
+
+TEST = ("exp04_user02", "exp18_user09")
+
+
+def _signal(shared: Path, name: str) -> np.ndarray:
+    """Raw samples ``[T * 5, 6]`` at 50 Hz."""
+    return np.load(shared / f"data/hapt/features/{name}.npy").astype(np.float32).reshape(-1, 6)
+
+
+def test_raw_signals_in_detections_out(shared, tmp_path, capsys):
+    first, second = (tmp_path / f"{TEST[0]}.csv", tmp_path / f"{TEST[1]}.npy")
+    np.savetxt(first, _signal(shared, TEST[0]), delimiter=",", fmt="%.6f", header="ax,ay,az,gx,gy,gz", comments="")
+    np.save(second, _signal(shared, TEST[1]))
+    out = tmp_path / "predictions.json"
+    assert main(["predict", "--pretrained", "hapt", str(first), str(second), "--out", str(out)]) == 0
+    model = load_pretrained("hapt").checkpoint
+    config = config_from_dict(model.config)
+    annotations = load_split_annotations(shared / "data/hapt", config.data, model.classes)
+    test = {r.id: r for r in select_recordings(annotations, config.data, "test")}
+    truth = {name: GroundTruth(test[name].segments, test[name].labels) for name in TEST}
+    found, _ = read_predictions(out, list(model.classes))
+    score = score_detections(truth, found, list(model.classes), (0.5, 0.7))
+    assert score.mAP[0] > 0.9 and score.mAP[1] > 0.75
+
+
+def test_it_is_small_and_has_a_card():
+    for weights in FOLDER.glob("*.safetensors"):
+        assert weights.stat().st_size < 10e6
+        card = weights.with_suffix(".md").read_text()
+        for section in ("## Data", "## Licence", "## Metrics", "## Limits", "## Input"):
+            assert section in card
+
+
+def test_another_number_of_columns_is_named(tmp_path, capsys):
+    path = tmp_path / "phone.csv"
+    np.savetxt(path, np.zeros((600, 5)), delimiter=",")
+    assert main(["predict", "--pretrained", "hapt", str(path), "--out", str(tmp_path / "p.json")]) == 2
+    assert "5 columns, expected 6" in capsys.readouterr().err
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_an_unknown_name_says_what_there_is():
+    with pytest.raises(CheckpointError, match="expected one of hapt"):
+        load_pretrained("thumos")
+
+
+def test_a_saved_model_comes_back(tmp_path, monkeypatch):
+    model = load_pretrained("hapt")
+    save_pretrained(tmp_path / "copy.safetensors", model.checkpoint, model.signal)
+    monkeypatch.setattr("tzn.models.pretrained.FOLDER", tmp_path)
+    again = load_pretrained("copy")
+    assert again.signal == model.signal and again.checkpoint.classes == model.checkpoint.classes
+    for name, tensor in again.checkpoint.model.state_dict().items():
+        assert tensor.equal(model.checkpoint.model.state_dict()[name])
+    assert json.dumps(again.checkpoint.config) == json.dumps(model.checkpoint.config)
