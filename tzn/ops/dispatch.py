@@ -13,9 +13,22 @@ from tzn.ops import native_nms, triton_decode
 from tzn.ops.backend import choose_backend
 from tzn.reference import ActiveTokens, Candidates, Crossings, Segments
 
+ESTIMATORS = {"crossing": 0, "vote_mean": 1, "vote_median": 2}  # as csrc/cpu/decode.cpp numbers them
+
 
 def _compiled(x: Tensor) -> bool:
     return choose_backend(x.device) == "cpp"
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    """Decoding kernels give no gradients; the reference does."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels serve: one of their dtypes, and no gradient wanted."""
+    one = tensors[0].dtype in (torch.float32, torch.float64) and len({x.dtype for x in tensors}) == 1
+    return one and not _wants_gradient(*tensors)
 
 
 def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> ActiveTokens:
@@ -29,7 +42,12 @@ def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> Acti
 def boundary_crossings(
     distance: Tensor, scale: Tensor, *, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
 ) -> Crossings:
-    if triton_decode.serves(distance, double=True):
+    if _compiled(distance) and _plain(distance, scale):
+        table = torch.ops.tzn_native.boundary_crossings(
+            distance, scale, mask, ESTIMATORS[estimator], vote_window, min_slope
+        )
+        return Crossings(*table)
+    if triton_decode.serves(distance, double=True) and not _wants_gradient(distance, scale):
         return triton_decode.boundary_crossings(
             distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
         )
@@ -39,6 +57,8 @@ def boundary_crossings(
 
 
 def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: int) -> Candidates:
+    if _compiled(scores) and _plain(scores):
+        return Candidates(*torch.ops.tzn_native.select_candidates(scores, level, min_score, topk))
     if triton_decode.serves(scores):
         return triton_decode.select_candidates(scores, level, min_score=min_score, topk=topk)
     return reference.select_candidates(scores, level, min_score=min_score, topk=topk)

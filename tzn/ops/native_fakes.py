@@ -23,3 +23,16 @@ def _suppress_segments(segments, scores, labels, method, iou_threshold, sigma, m
 @torch.library.register_fake("tzn_native::vote_segments")
 def _vote_segments(kept, segments, scores, threshold, kept_group, group):  # type: ignore[no-untyped-def]
     return kept.new_empty(kept.shape)
+
+
+@torch.library.register_fake("tzn_native::boundary_crossings")
+def _boundary_crossings(distance, scale, mask, estimator, window, min_slope):  # type: ignore[no-untyped-def]
+    table = [distance.new_empty(distance.shape[0], _new_size()) for _ in range(3)]
+    return *table, torch.empty(distance.shape[0], dtype=torch.long, device=distance.device)
+
+
+@torch.library.register_fake("tzn_native::select_candidates")
+def _select_candidates(scores, level, min_score, topk):  # type: ignore[no-untyped-def]
+    count = _new_size()
+    index = [torch.empty(count, dtype=torch.long, device=scores.device) for _ in range(2)]
+    return *index, scores.new_empty(count)
