@@ -1,6 +1,6 @@
 """Time, memory and multiply-adds of ActionFormer and TemporalZoomNet at THUMOS14 shape.
 
-usage: python benchmarks/latency.py [--quick | --full] [--device cpu] [--threads 2] [--out benchmarks/results/latency.json]
+usage: python benchmarks/latency.py [--quick | --long] [--device cpu] [--threads 2] [--out benchmarks/results/latency.json]
 
 Runs are interleaved: every round runs each row once, rows rotate. Medians with quartiles over rounds, p95; peak memory of
 the run that warms up. "forward": network outputs, heads everywhere. "detect": features in, final
@@ -30,41 +30,45 @@ import tzn
 from tzn import ops
 from tzn.files import atomic_write
 
-# (batch, steps): --quick, default, --full
+# (batch, steps): --quick, default, --long
 CELLS = {
     "quick": [(1, 576), (1, 2304)],
     "default": [(1, 576), (1, 600), (1, 2304), (1, 9216), (1, 18432), (8, 576), (8, 2304)],
-    "full": [(1, 576), (1, 600), (1, 2304), (1, 9216), (1, 18432), (8, 576), (8, 2304), (8, 9216), (8, 18432)],
+    "long": [(8, 576), (8, 2304), (8, 9216), (8, 18432)],
 }
-# Here only some rows: what padding costs, and how cost grows with length.
-FEWER = {600: (SLOW, PORT, FULL), 18432: (SLOW, PORT, FULL, share_name(0.25))}
-LONGEST = 9216  # that detections are timed for
+# Some rows will do where padding, or growth with length, is in question.
+FEW = (SLOW, PORT, FULL, share_name(0.25))
+LONGEST = 18432  # steps of a batch, beyond which detections are not timed
+RESULTS = Path(__file__).resolve().parent / "results"
 COMPILED_STEPS = (576, 2304)  # each new shape compiles for about a minute
-SECONDS, ROUNDS = 20.0, (3, 15)  # of a shape: aim, and least and most rounds
+SECONDS, ROUNDS = 20.0, {"quick": (3, 15), "default": (3, 15), "long": (2, 9)}  # of a shape: aim; least and most rounds
 SAME = 1e-4  # of the largest value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two shapes, few rounds")
-    parser.add_argument("--full", action="store_true", help="all shapes; an hour on two cores")
+    parser.add_argument(
+        "--long", action="store_true", help="batches of 8 up to T = 18432, fewer rows; ten minutes more"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results/latency.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    size = "full" if options.full else "quick" if options.quick else "default"
+    size = "long" if options.long else "quick" if options.quick else "default"
+    out = options.out or RESULTS / f"latency{'' if size == 'default' else '_' + size}.json"
     rows = contenders(options.device, compiled=not options.no_compile)
     check_same_outputs(rows, options.device)
     cells = []
     for count, steps in tqdm(CELLS[size], desc="shapes"):
-        cells += measure(rows, count, steps, options.device, SECONDS / 3 if options.quick else SECONDS)
+        cells += measure(rows, (count, steps), options.device, size)
         content = {**facts(options, size), "cells": cells}
-        with atomic_write(options.out) as file:  # after every shape: what is measured stays
+        with atomic_write(out) as file:  # after every shape: what is measured stays
             json.dump(content, file, indent=1)
     text = markdown(content)
-    with atomic_write(options.out.with_suffix(".md")) as file:
+    with atomic_write(out.with_suffix(".md")) as file:
         file.write(text)
     print(text)
 
@@ -86,17 +90,19 @@ def check_same_outputs(rows: list[Contender], device: str) -> None:
         raise SystemExit(f"detections differ: {len(wanted)} by the published path, {len(scores)} by ours")
 
 
-def measure(rows: list[Contender], count: int, steps: int, device: str, seconds: float) -> list[dict[str, Any]]:
-    """One shape: all rows, network outputs; detections too for a single recording."""
+def measure(rows: list[Contender], shape: tuple[int, int], device: str, size: str) -> list[dict[str, Any]]:
+    """One shape: network outputs; detections too unless the other run has them, or there is too much to wait for."""
+    count, steps = shape
     inputs = batch(count, steps, device)
-    rows = [r for r in rows if r.name in FEWER.get(steps, [row.name for row in rows])]
+    if size == "long" or steps in (600, 18432):
+        rows = [r for r in rows if r.name in FEW]
     rows = [r for r in rows if r.name != COMPILED or (count == 1 and steps in COMPILED_STEPS)]
     runs = {(r.name, "forward"): (lambda r=r: r.forward(*inputs)) for r in rows}
-    if count == 1 and steps <= LONGEST:
+    if (count == 1 or size == "long") and count * steps <= LONGEST and steps < LONGEST:
         runs |= {(r.name, "detect"): (lambda r=r: r.detect(*inputs)) for r in rows if r.detect}
     with torch.no_grad():
         memory = {key: peak_megabytes(run, device) for key, run in runs.items()}  # the runs that warm up, too
-        times = interleaved(runs, device, seconds)
+        times = interleaved(runs, device, ROUNDS[size])
     results = []
     for row in rows:
         gmac = count * row.gmac(*batch(1, steps, device))
@@ -107,12 +113,12 @@ def measure(rows: list[Contender], count: int, steps: int, device: str, seconds:
     return results
 
 
-def interleaved(runs: dict[Any, Callable[[], Any]], device: str, seconds: float) -> dict[Any, list[float]]:
-    """Seconds of each run, one of every kind per round; rounds until ``seconds`` are spent."""
+def interleaved(runs: dict[Any, Callable[[], Any]], device: str, rounds: tuple[int, int]) -> dict[Any, list[float]]:
+    """Seconds of each run, one of every kind per round; rounds until ``SECONDS`` are spent."""
     times: dict[Any, list[float]] = defaultdict(list)
     keys, begin = list(runs), time.perf_counter()
-    for round_ in range(ROUNDS[1]):
-        if round_ >= ROUNDS[0] and time.perf_counter() - begin > seconds:
+    for round_ in range(rounds[1]):
+        if round_ >= rounds[0] and time.perf_counter() - begin > SECONDS:
             break
         for key in keys[round_ % len(keys) :] + keys[: round_ % len(keys)]:
             times[key].append(timed(runs[key], device))
