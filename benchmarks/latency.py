@@ -48,9 +48,7 @@ SAME = 1e-4  # of the largest value
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two shapes, few rounds")
-    parser.add_argument(
-        "--long", action="store_true", help="batches of 8 up to T = 18432, fewer rows; 15 minutes"
-    )
+    parser.add_argument("--long", action="store_true", help="batches of 8 up to T = 18432, fewer rows; 15 minutes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-compile", action="store_true")
