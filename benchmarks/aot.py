@@ -33,7 +33,8 @@ PRODUCTS = (
     "weight_gradient",
 )  # fmt: skip
 MAIN_DTYPES, MAIN_WIDTHS = ("bfloat16", "float32"), (64, 128)
-# Instructions: where no tile size does without. Three TF32 products of 128 channels need more registers than there are.
+SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}  # bytes a block may have
+# Instructions that spill, where no tile size does without. Three TF32 products of 128 channels need more registers than there are.
 SPILLS_ALLOWED = {("attention_backward_queries", "float32/128"): 16}
 ALL_DTYPES, ALL_WIDTHS = ("bfloat16", "float16", "float32"), (32, 64, 128, 256)
 
@@ -132,6 +133,8 @@ def faults(rows: list[dict[str, object]]) -> list[str]:
         allowed = SPILLS_ALLOWED.get((str(row["kernel"]), str(row["variant"])), 0)
         if main and int(str(row["spills"])) > allowed:
             found.append(f"{name}: {row['spills']} instructions spill registers")
+        if int(str(row["shared"])) > SHARED_LIMIT[str(row["architecture"])]:
+            found.append(f"{name}: {row['shared']} bytes of shared memory are more than there are")
         if str(row["kernel"]).startswith(PRODUCTS) and row["matrix"] == "-":
             found.append(f"{name}: no tensor-core instructions")
     return found

@@ -15,8 +15,8 @@ from tzn.inference.fixed import GraphedDetector, detect
 from tzn.inference.localize import localize
 from tzn.models import ActionFormer, ActionFormerConfig
 
-LENGTHS = (60, 37)
-FEW = {"pre_nms_topk": 40, "max_segments": 25}
+LENGTHS = (44, 29)
+FEW = {"pre_nms_topk": 15, "max_segments": 12}
 
 
 def _batch(width=7):
@@ -87,7 +87,7 @@ def test_what_it_does_not_do_is_said(monkeypatch):
     with pytest.raises(ValueError, match="'pair'"):
         detect(build(), given, mask, InferenceConfig(mode="pair"))
     with pytest.raises(ValueError, match="CUDA"):
-        GraphedDetector(build(), 1, 60, InferenceConfig())
+        GraphedDetector(build(), 1, 44, InferenceConfig())
     monkeypatch.setenv("TZN_BACKEND", "reference")
     with pytest.raises(ValueError, match="expected 'triton'"):
         detect(build(), given, mask, InferenceConfig())

@@ -50,8 +50,9 @@ def test_the_narrowest_entry_that_holds_the_width_is_taken(monkeypatch):
         ({"spills": 1, "variant": "float16/128"}, None),
         ({"matrix": "-"}, "tensor-core"),
         ({"matrix": "-", "kernel": "nms"}, None),
+        ({"shared": 230 << 10}, "shared memory"),
     ],
-    ids=["fine", "spills", "spills-beside-the-main-ones", "no-matrix-unit", "needs-none"],
+    ids=["fine", "spills", "spills-beside-the-main-ones", "no-matrix-unit", "needs-none", "shared-memory"],
 )
 def test_faults_of_compiled_kernels(change, fault):
     aot = _aot()
@@ -62,3 +63,27 @@ def test_faults_of_compiled_kernels(change, fault):
     found = aot.faults([row | change])
     assert (found == []) if fault is None else fault in found[0]
     assert "| norm_up |" in aot.table([row])
+
+
+def test_autotuning_times_candidates_once_per_shape_class(monkeypatch):
+    monkeypatch.setenv("TZN_AUTOTUNE", "1")
+    monkeypatch.setattr(launch, "TUNED", {})
+    seen = []
+    for width in (100, 120, 200):
+        launch.launch("linear", torch.float16, width, seen.append, torch.device("cpu"))
+    tried = 1 + len(launch.candidates("linear"))
+    assert set(launch.TUNED) == {"sm90 linear 16/128", "sm90 linear 16/256"}
+    assert len(seen) == 2 * tried + 3
+
+
+def test_less_shared_memory_than_expected_drops_the_pipeline():
+    seen = []
+
+    def run(config):
+        seen.append(config["num_stages"])
+        if len(seen) == 1:
+            raise launch.triton.runtime.errors.OutOfResources(200_000, 100_000, "shared memory")
+
+    launch.launch("linear", torch.float16, 64, run, torch.device("cpu"))
+    assert seen[0] > 1
+    assert seen[1:] == [1]

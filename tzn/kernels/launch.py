@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +40,14 @@ def block_width(width: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 products run: three TF32 products on tensor cores (close to float32), or one if torch is set to "medium".
+    """How float32 products run: three TF32 products on tensor cores (close to float32), or one where torch allows TF32.
 
-    "ieee" would run on ordinary float32 units: ahead-of-time compilation showed thousands of spilled registers (2026-11).
+    That is ``torch.set_float32_matmul_precision("high")`` or "medium". "ieee" would run on ordinary float32 units:
+    ahead-of-time compilation showed thousands of spilled registers (2026-11).
     """
     if dtype != torch.float32:
         return "ieee"
-    return "tf32" if torch.get_float32_matmul_precision() == "medium" else "tf32x3"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @cache
@@ -83,20 +85,32 @@ def launch(kernel: str, dtype: torch.dtype, width: int, run: Callable[[Config], 
     """Runs a kernel with its configuration; ``run`` may be called repeatedly and must only write its own outputs."""
     arch = architecture(device)
     config = default_config(arch, kernel, dtype, width)
-    if os.environ.get("TZN_AUTOTUNE") == "1" and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if os.environ.get("TZN_AUTOTUNE") == "1" and not capturing:
         key = f"{arch} {kernel} {'16' if dtype.itemsize == 2 else '32'}/{triton.next_power_of_2(width)}"
         if key not in TUNED:
-            TUNED[key] = fastest([config, *candidates(kernel)], run)
+            TUNED[key] = fastest([config, *candidates(kernel)], run, device)
         config = TUNED[key]
-    run(config)
+    try:
+        run(config)
+    except triton.runtime.errors.OutOfResources:  # GPUs of the same generation with less shared memory
+        run({**config, "num_stages": 1})
 
 
-def fastest(configs: list[Config], run: Callable[[Config], None]) -> Config:
+def fastest(configs: list[Config], run: Callable[[Config], None], device: torch.device) -> Config:
     """The configuration with the smallest median time; one that needs more than the device has is passed over."""
     times = {}
     for number, config in enumerate(configs):
         try:
-            times[number] = triton.testing.do_bench(lambda config=config: run(config), return_mode="median")
+            times[number] = _milliseconds(partial(run, config), device)
         except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError):
             continue
-    return configs[min(times, key=lambda number: float(times[number]))]
+    return configs[min(times, key=lambda number: times[number])]
+
+
+def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median"))
+    begin = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - begin)

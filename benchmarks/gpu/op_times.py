@@ -1,0 +1,227 @@
+"""Second stage: medians of the ops beside their peers in one run, and against ceilings measured in it.
+
+Attention: FlexAttention compiled with a block mask (of the window and of the active queries), NATTEN and flash-attention
+where installed, SDPA with a dense mask. Blocks: an ordinary block in overlapping chunks, eager and compiled. Suppression: on
+the device against the CPU's kernels. Bytes are those of ``tzn/kernels/README.md``; times are CUDA-event medians.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import WIDTH, WINDOW, Stage, clustered_gate, stage
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from tzn import ops
+from tzn.nn import VariableDepthBlock
+
+RADIUS = WINDOW // 2
+CHUNK = 64  # queries of a chunk of the peer's dense block
+
+
+def ceilings(s: Stage) -> dict[str, float]:
+    """TFLOP/s of a large 16-bit product and TB/s of a large copy, on random data."""
+    size, length = s.pick((8192, 2**29), (64, 2**10))
+    a, b = (torch.randn(size, size, device=s.device).to(s.low) for _ in range(2))
+    product = s.milliseconds(lambda: a @ b)
+    source = torch.empty(length, dtype=torch.float32, device=s.device).normal_()
+    target = torch.empty_like(source)
+    copy = s.milliseconds(lambda: target.copy_(source))
+    return {"tflops": 2 * size**3 / product / 1e9, "tb_per_second": 8 * length / copy / 1e9}
+
+
+def flex(s: Stage, q: Tensor, k: Tensor, v: Tensor, query: Tensor) -> Callable[[], Tensor]:
+    def inside(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (i - j <= RADIUS) & (j - i <= RADIUS) & query[b, i]
+
+    batch, _, steps, _ = q.shape
+    blocks = create_block_mask(inside, batch, None, steps, steps, device=str(s.device))
+    run = flex_attention if s.dry else torch.compile(flex_attention, dynamic=False)
+    return lambda: run(q, k, v, block_mask=blocks)
+
+
+def sdpa(s: Stage, q: Tensor, k: Tensor, v: Tensor, query: Tensor) -> Callable[[], Tensor]:
+    time = torch.arange(q.shape[2], device=s.device)
+    allowed = (time[:, None] - time).abs() <= RADIUS
+    return lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+
+def flash(s: Stage, q: Tensor, k: Tensor, v: Tensor, query: Tensor) -> Callable[[], Tensor]:
+    from flash_attn import flash_attn_func
+
+    rows = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    return lambda: flash_attn_func(*rows, window_size=(RADIUS, RADIUS)).transpose(1, 2)
+
+
+def natten(s: Stage, q: Tensor, k: Tensor, v: Tensor, query: Tensor) -> Callable[[], Tensor]:
+    from natten import na1d
+
+    rows = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    return lambda: na1d(*rows, kernel_size=WINDOW).transpose(1, 2)
+
+
+PEERS = {"FlexAttention": flex, "SDPA, dense mask": sdpa, "flash-attention": flash, "NATTEN": natten}
+NEEDS = {"flash-attention": "flash_attn", "NATTEN": "natten"}
+
+
+def attention(s: Stage, batch: int, steps: int, share: float) -> None:
+    heads, width = s.pick((4, 128), (2, 16))
+    q, k, v = (torch.randn(batch, heads, steps, width, device=s.device).to(s.low) for _ in range(3))
+    query = clustered_gate(batch, steps, share, s.device) > 0
+    chosen = None if share == 1 else query
+    what = {"op": "attention", "batch": batch, "steps": steps, "active": share}
+    halo = F.max_pool1d(query.float(), WINDOW, 1, RADIUS).sum().item()
+    row_bytes = heads * width * q.element_size()
+    active = query.sum().item()
+    ours = lambda: ops.local_attention(q, k, v, WINDOW, query_mask=chosen)  # noqa: E731
+
+    def forward() -> dict[str, float]:
+        found = s.milliseconds(s.graphed(ours))
+        moved = (2 * active + 2 * halo) * row_bytes
+        work = 4 * active * WINDOW * heads * width
+        return {"milliseconds": found, "tb_per_second": moved / found / 1e9, "tflops": work / found / 1e9}
+
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    grad = torch.randn_like(q)
+
+    def training() -> dict[str, float]:
+        def step() -> Any:
+            return torch.autograd.grad(ops.local_attention(*leaves, WINDOW, query_mask=chosen), leaves, grad)
+
+        return {"milliseconds": s.milliseconds(step)}
+
+    with torch.no_grad():
+        s.guarded({**what, "row": "tzn"}, forward)
+        wanted = ours()
+        for name, make in PEERS.items():
+            missing = name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None
+            too_large = name.startswith("SDPA") and steps > 2304
+            if missing or too_large:
+                continue
+
+            def peer(make: Callable[..., Any] = make, name: str = name) -> dict[str, float]:
+                run = make(s, q, k, v, query)
+                # A peer that computes something else is no peer; NATTEN shifts windows at the ends, so look inside.
+                seen = query[:, None, :, None].clone()
+                seen[:, :, :WINDOW] = seen[:, :, -WINDOW:] = False
+                torch.testing.assert_close(run() * seen, wanted * seen, rtol=3e-2, atol=3e-2)
+                return {"milliseconds": s.milliseconds(s.graphed(run))}
+
+            s.guarded({**what, "row": name}, peer)
+    s.guarded({**what, "row": "tzn, forward and backward"}, training)
+
+
+def dense_block(x: Tensor, w: ops.BlockWeights) -> Tensor:
+    """The ordinary block: every token, attention over overlapping chunks of keys."""
+    batch, steps, width = x.shape
+    heads = w.position_bias.shape[0]
+    n = F.layer_norm(x, (width,), w.norm1_weight, w.norm1_bias)
+    q = F.linear(n, w.query_weight, w.query_bias).view(batch, -1, CHUNK, heads, width // heads).transpose(2, 3)
+    spans = []
+    for part in F.linear(n, w.key_value_weight, w.key_value_bias).chunk(2, -1):
+        spread = F.pad(part, (0, 0, RADIUS, RADIUS)).unfold(1, CHUNK + 2 * RADIUS, CHUNK)
+        spans.append(spread.unflatten(2, (heads, -1)).transpose(-1, -2))
+    key = torch.arange(CHUNK + 2 * RADIUS, device=x.device)
+    offset = key[None] - torch.arange(CHUNK, device=x.device)[:, None]
+    bias = w.position_bias[:, offset.clamp(0, 2 * RADIUS)].masked_fill((offset < 0) | (offset > 2 * RADIUS), -torch.inf)
+    time = key[None] + CHUNK * torch.arange(steps // CHUNK, device=x.device)[:, None] - RADIUS
+    outside = ((time < 0) | (time >= steps))[:, None, None]
+    bias = bias[None].expand(steps // CHUNK, -1, -1, -1).masked_fill(outside, -torch.inf).to(q.dtype)
+    attended = F.scaled_dot_product_attention(q, *spans, attn_mask=bias).transpose(2, 3).reshape(batch, steps, width)
+    y = x + F.linear(attended, w.output_weight, w.output_bias)
+    n = F.layer_norm(y, (width,), w.norm2_weight, w.norm2_bias)
+    return y + F.linear(F.gelu(F.linear(n, w.up_weight, w.up_bias)), w.down_weight, w.down_bias)
+
+
+def blocks(s: Stage, batch: int, steps: int) -> None:
+    width = s.pick(WIDTH, 32)
+    torch.manual_seed(0)
+    module = VariableDepthBlock(width, s.pick(4, 2), WINDOW).to(s.device).to(s.low)
+    weights = ops.BlockWeights(*(w.detach() for w in module.weights()))
+    x = torch.randn(batch, steps, width, device=s.device).to(s.low)
+    products = 2 * batch * steps * (4 * width**2 + 8 * width**2 + 2 * WINDOW * width)
+    what = {"op": "block", "batch": batch, "steps": steps}
+    for share in s.pick((1.0, 0.75, 0.5, 0.25, 0.1), (1.0, 0.25)):
+        gate = clustered_gate(batch, steps, share, s.device)
+
+        def ours(gate: Tensor = gate, share: float = share) -> dict[str, float]:
+            with torch.no_grad():
+                found = s.milliseconds(s.graphed(lambda: ops.variable_depth_block(x, gate, weights)))
+            return {"milliseconds": found, "tflops": share * products / found / 1e9}
+
+        def training(gate: Tensor = gate) -> dict[str, float]:
+            leaves = [x.clone().requires_grad_(), *(w.clone().requires_grad_() for w in weights)]
+            grad = torch.randn_like(x)
+
+            def step() -> Any:
+                out = ops.variable_depth_block(leaves[0], gate, ops.BlockWeights(*leaves[1:]))
+                return torch.autograd.grad(out, leaves, grad)
+
+            return {"milliseconds": s.milliseconds(step)}
+
+        s.guarded({**what, "row": "tzn", "active": share}, ours)
+        s.guarded({**what, "row": "tzn, forward and backward", "active": share}, training)
+
+    def peer(run: Callable[..., Tensor]) -> dict[str, float]:
+        with torch.no_grad():
+            torch.testing.assert_close(
+                run(x, weights), ops.variable_depth_block(x, None, weights), rtol=5e-2, atol=5e-2
+            )
+            found = s.milliseconds(s.graphed(lambda: run(x, weights)))
+        return {"milliseconds": found, "tflops": products / found / 1e9}
+
+    s.guarded({**what, "row": "dense, eager", "active": 1.0}, lambda: peer(dense_block))
+    s.guarded({**what, "row": "dense, compiled", "active": 1.0}, lambda: peer(s.compiled(dense_block)))
+
+
+def suppression(s: Stage, number: int) -> None:
+    """One recording's candidates of 20 classes; the CPU's time includes the way there, as it would in use."""
+    from tzn.ops import padded
+
+    start = 2304 * torch.rand(number)
+    segments = torch.stack([start, start + 1 + 40 * torch.rand(number)], dim=1).to(s.device)
+    scores, labels = torch.rand(number).to(s.device), torch.randint(20, (number,)).to(s.device)
+    what = {"op": "soft-NMS", "candidates": number}
+    rows = segments[None], scores[None], labels[None].to(torch.int32)
+    rule = {"iou_threshold": 0.1, "sigma": 0.5, "min_score": 0.001, "voting_thresh": 0.0}
+
+    def on_device() -> object:
+        return padded.batched_nms(*rows, 20, s.pick(200, 5), method="gaussian", multiclass=True, **rule)
+
+    def on_cpu() -> object:
+        import os
+
+        before = os.environ["TZN_BACKEND"]
+        os.environ["TZN_BACKEND"] = "auto"
+        try:
+            moved = (x.cpu() for x in (segments, scores, labels))
+            return ops.batched_nms(*moved, 0.1, 0.001, s.pick(200, 5), voting_thresh=0.0)
+        finally:
+            os.environ["TZN_BACKEND"] = before
+
+    s.guarded({**what, "row": "tzn, Triton"}, lambda: {"milliseconds": s.milliseconds(s.graphed(on_device))})
+    cpu = ops.backends()["cpp"] == "available"
+    s.guarded(
+        {**what, "row": f"CPU, {'compiled kernels' if cpu else 'reference'}"},
+        lambda: {"milliseconds": s.milliseconds(on_cpu)},
+    )
+
+
+def main() -> None:
+    s = stage("op_times", __doc__)
+    s.guarded({"op": "ceilings"}, lambda: ceilings(s))
+    for number in s.pick((2000, 12000), (25,)):
+        suppression(s, number)
+    for batch, steps in s.pick([(1, 2304), (1, 18432), (8, 2304)], [(1, 128)]):
+        for share in (1.0, 0.25):
+            attention(s, batch, steps, share)
+        blocks(s, batch, steps)
+
+
+if __name__ == "__main__":
+    main()
