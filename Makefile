@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
-KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test lint aot bench clean wheel
+.PHONY: demo test lint aot bench clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -38,6 +38,14 @@ wheel: $(STAMP)
 	rm -rf build dist
 	TZN_BUILD=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist
+
+# The CUDA kernels compiled with nvcc, and what each takes: registers, spills (an error), shared memory. No GPU needed.
+cuda: $(STAMP)
+	$(BIN)/python csrc/cuda/build_cuda.py
+
+# The same wheel with the CUDA library in it; its file name carries the build number 1cuda.
+wheel-cuda:
+	TZN_CUDA=1 $(MAKE) wheel
 
 # torch comes first and pinned: what depends on it must not pull another one.
 $(STAMP): pyproject.toml setup.py constraints.txt $(KERNELS)

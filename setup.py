@@ -1,10 +1,12 @@
 """Builds the compiled kernels where that is possible; without them tzn installs all the same and runs on its reference.
 
 Environment: ``TZN_BUILD=0`` leaves the kernels out; ``TZN_BUILD=1`` makes a failed build an error (continuous
-integration, wheels); ``TZN_SANITIZE=1`` builds with AddressSanitizer and UBSan; ``TZN_CUDA=1`` adds the CUDA library.
+integration, wheels); ``TZN_SANITIZE=1`` builds with AddressSanitizer and UBSan; ``TZN_CUDA=1`` adds the CUDA library
+(``csrc/cuda``), which needs nvcc.
 The binary uses PyTorch's stable ABI and no symbol of Python's: one wheel for Python >= 3.10 and torch >= 2.10.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parent
 # Every call into torch stays within what torch 2.10 has.
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 OPTIMIZE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+CUDA = os.environ.get("TZN_CUDA") == "1"
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-DTZN_SANITIZE"]
 
 
@@ -35,15 +38,22 @@ class BuildKernels(build_ext):
         (folder / "tzn" / "_build.json").write_text(json.dumps(self.facts, indent=1) + "\n")
 
     def build_extensions(self):
-        facts = self.facts
-        try:
-            for extension in self.extensions:
-                self._build(extension, facts)
-        except Exception as error:  # a missing compiler, header or torch: all mean "no kernels here"
-            if os.environ.get("TZN_BUILD") == "1":
-                raise
-            facts["reason"] = f"{type(error).__name__}: {error}".strip()[:500]
-            print(f"tzn: installed without compiled kernels ({facts['reason']})", file=sys.stderr)
+        for extension in self.extensions:
+            cuda = extension.name.endswith("_cuda")
+            try:
+                (self._build_cuda if cuda else self._build)(extension, self.facts)
+            except Exception as error:  # a missing compiler, header or torch: all mean "no kernels here"
+                if os.environ.get("TZN_BUILD") == "1":
+                    raise
+                reason = f"{type(error).__name__}: {error}".strip()[:500]
+                self.facts["cuda_reason" if cuda else "reason"] = reason
+                kind = "the compiled CUDA kernels" if cuda else "compiled kernels"
+                print(f"tzn: installed without {kind} ({reason})", file=sys.stderr)
+
+    def _build_cuda(self, extension, facts):
+        target = Path(self.get_ext_fullpath(extension.name))
+        facts["cuda"], facts["cuda_usage"] = _load(ROOT / extension.sources[0]).build(target, _torch()[0])
+        facts["kernels"].append(extension.name)
 
     def _build(self, extension, facts):
         if os.environ.get("TZN_BUILD") == "0":
@@ -80,7 +90,8 @@ class BuildKernels(build_ext):
         facts["kernels"].append(extension.name)
 
     def get_source_files(self):
-        return [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*")) if path.is_file()]
+        files = sorted(path for path in (ROOT / "csrc").rglob("*") if path.is_file() and path.suffix != ".pyc")
+        return [str(path.relative_to(ROOT)) for path in files]
 
 
 def _torch():
@@ -93,29 +104,43 @@ def _torch():
     return Path(torch.__file__).parent, torch.__version__
 
 
+def _load(path):
+    """A Python file of the source tree, which is on no path while pip builds."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _first_line(command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def extensions():
+    needed = os.environ.get("TZN_BUILD") == "1"
     flags = SANITIZE if os.environ.get("TZN_SANITIZE") == "1" else OPTIMIZE
-    return [
+    found = [
         Extension(
             "tzn._native",
             sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp")),
-            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.h")),
+            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
             libraries=["torch", "torch_cpu"],
             extra_compile_args=["-std=c++20", "-fvisibility=hidden", "-Wall", *DEFINES, *flags],
             extra_link_args=[flag for flag in flags if flag.startswith("-fsanitize")] or ["-s"],
             language="c++",
             py_limited_api=True,
-            optional=os.environ.get("TZN_BUILD") != "1",  # a library that was not built is not missed later
+            optional=not needed,  # a library that was not built is not missed later
         )
     ]
+    if CUDA:  # built by a program of its own, which finds the sources
+        source = "csrc/cuda/build_cuda.py"
+        found.append(Extension("tzn._native_cuda", [source], py_limited_api=True, optional=not needed))
+    return found
 
 
 setup(
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildKernels},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    # A build number tells the file of the CUDA variant from the other's; the version is the same.
+    options={"bdist_wheel": {"py_limited_api": "cp310", **({"build_number": "1cuda"} if CUDA else {})}},
 )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tzn import __version__
-from tzn.ops import backends, choose_backend, native
+from tzn.ops import backends, choose_backend, native, native_cuda
 
 OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot"}
 
@@ -46,7 +46,11 @@ def _build() -> dict[str, str]:
     facts = native.build_facts()
     if "compiler" not in facts or "reason" in facts:
         return {"compiled kernels": f"none: {facts.get('reason', 'this installation was made without them')}"}
-    return {"compiled kernels": f"{facts['compiler']}, against torch {facts['torch']}"}
+    made = {"compiled kernels": f"{facts['compiler']}, against torch {facts['torch']}"}
+    if "cuda" in facts or "cuda_reason" in facts:  # a build that asked for them
+        state = native_cuda.missing_reason() or "available"
+        made["compiled CUDA kernels"] = facts.get("cuda_reason") or f"{facts['cuda']}; {state}"
+    return made
 
 
 def _version(package: str) -> str:

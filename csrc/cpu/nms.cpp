@@ -2,6 +2,7 @@
 //
 // Groups are suppressed on their own, but picks are made in the order of their score over all groups: the first `total`
 // are the result, and nothing beyond them is computed.
+#include "../suppress_groups.h"
 #include "suppression.h"
 
 #include <queue>
@@ -141,6 +142,57 @@ std::tuple<Tensor, Tensor> suppress_segments(
   return run_suppress<double>(segments, scores, by, method, iou_threshold, sigma, min_score, above, total);
 }
 
+// Picks of one group, at most `capacity`; returns how many.
+int64_t suppress_group(Group<float>& group, const Decay<float>& decay, int64_t capacity, int* index, float* score) {
+  int64_t made = 0;
+  for (; made < capacity && group.best != LOWEST<float>; ++made) {
+    const int64_t place = best_place(group);
+    index[made] = static_cast<int>(group.index[place]);
+    score[made] = group.best;
+    pick(group, place, decay);
+  }
+  std::fill(index + made, index + capacity, -1);
+  std::fill(score + made, score + capacity, LOWEST<float>);
+  return made;
+}
+
+// Candidates of recording `which` by group, in the order of the input.
+std::vector<std::vector<int64_t>> members_of(const GroupArguments& given, int64_t which, float above) {
+  std::vector<std::vector<int64_t>> members(given.groups);
+  const float* scores = given.score_data() + which * given.number;
+  const int* labels = given.label_data() ? given.label_data() + which * given.number : nullptr;
+  const int64_t used = given.count_data() ? std::min(given.count_data()[which], given.number) : given.number;
+  for (int64_t i = 0; i < used; ++i) {
+    const int64_t group = labels ? labels[i] : 0;
+    if (group < 0 || group >= given.groups || !(scores[i] > LOWEST<float>)) continue;
+    if (!(above > 0) || scores[i] > above) members[group].push_back(i);
+  }
+  return members;
+}
+
+std::tuple<Tensor, Tensor, Tensor> suppress_groups(
+    Tensor segments, Tensor scores, std::optional<Tensor> labels, std::optional<Tensor> counts, int64_t groups,
+    int64_t capacity, int64_t method, double iou_threshold, double sigma, double min_score, double above) {
+  const GroupArguments given(segments, scores, labels, counts, groups, capacity, method);
+  const Decay<float> decay{
+      static_cast<Method>(method), static_cast<float>(iou_threshold), static_cast<float>(sigma),
+      static_cast<float>(min_score)};
+  torch::stable::parallel_for(0, given.recordings, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t which = begin; which < end; ++which) {
+      const auto members = members_of(given, which, static_cast<float>(above));
+      for (int64_t g = 0; g < given.groups; ++g) {
+        const int64_t row = which * given.groups + g, first = row * given.capacity;
+        auto group = make_group(
+            given.segment_data() + 2 * which * given.number, given.score_data() + which * given.number,
+            members[g].data(), static_cast<int64_t>(members[g].size()));
+        given.made_out()[row] = static_cast<int>(suppress_group(
+            group, decay, given.capacity, given.index_out() + first, given.score_out() + first));
+      }
+    }
+  });
+  return {given.index, given.score, given.made};
+}
+
 template <typename F> TZN_MULTIVERSION bool plain(const Tensor& segments, const Tensor& scores) {
   const F *ends = data<F>(segments), *score = data<F>(scores);
   const F infinity = std::numeric_limits<F>::infinity();
@@ -238,6 +290,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
   m.def(
       "suppress_segments(Tensor segments, Tensor scores, Tensor? labels, int method, float iou_threshold, float sigma, "
       "float min_score, float above, int total) -> (Tensor, Tensor)");
+  m.def(
+      "suppress_groups(Tensor segments, Tensor scores, Tensor? labels, Tensor? counts, int groups, int capacity, "
+      "int method, float iou_threshold, float sigma, float min_score, float above) -> (Tensor, Tensor, Tensor)");
   m.def("plain_candidates(Tensor segments, Tensor scores) -> bool");
   m.def(
       "vote_segments(Tensor kept, Tensor segments, Tensor scores, float threshold, Tensor? kept_group, Tensor? group) "
@@ -246,6 +301,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(tzn_native, CPU, m) {
   m.impl("suppress_segments", TORCH_BOX(&tzn::suppress_segments));
+  m.impl("suppress_groups", TORCH_BOX(&tzn::suppress_groups));
   m.impl("plain_candidates", TORCH_BOX(&tzn::plain_candidates));
   m.impl("vote_segments", TORCH_BOX(&tzn::vote_segments));
 }

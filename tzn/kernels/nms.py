@@ -15,12 +15,12 @@ the latency of the arg-max (about a microsecond a pick), not by memory; rows run
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from tzn.ops.picks import Picks
 
 EPS = tl.constexpr(1e-6)  # added to every length
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -31,15 +31,6 @@ METHODS = {"gaussian": 0, "linear": 1, "hard": 2}
 REGISTERS = 4096  # candidates of a recording that one program holds: 16 per thread at 8 warps
 CHUNK = 512  # 1024 spills registers on sm_80
 LAST = tl.constexpr(2**31 - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Picks:
-    """Picks of every row in their order; past ``count``: index -1, score -inf."""
-
-    index: Tensor  # [R, C, K] int32, candidate of the recording
-    score: Tensor  # [R, C, K] float32 when picked
-    count: Tensor  # [R, C] int32
 
 
 @triton.jit
@@ -249,17 +240,3 @@ def _by_class_and_start(
     bounds = torch.searchsorted(group.gather(1, order), edges)
     start, end = (segments[..., side].gather(1, order) for side in (0, 1))
     return start, end, scores.gather(1, order), order.to(torch.int32), bounds
-
-
-def best_picks(picks: Picks, limit: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The best ``limit`` picks of each recording over its classes by falling score, ties by class, then order of picking.
-
-    Returns index (-1: none), score (-inf: none), class ``[R, K]`` and count ``[R]``, all on the device.
-    """
-    capacity = picks.index.shape[2]
-    score, order = picks.score.flatten(1).sort(dim=1, descending=True, stable=True)
-    score, order = score[:, :limit], order[:, :limit]
-    index = picks.index.flatten(1).gather(1, order)
-    count = picks.count.sum(1, dtype=torch.int64).clamp(max=limit)
-    group = order // max(capacity, 1)
-    return index, score, torch.where(index >= 0, group, -1), count

@@ -56,6 +56,12 @@ def uses_triton(device: torch.device) -> bool:
     return choose_backend(device) == "triton"
 
 
+def uses_compiled_cuda() -> bool:
+    """Whether suppression of CUDA tensors is to run on compiled kernels: by name, or by "auto" where Triton is missing."""
+    name = os.environ.get("TZN_BACKEND", "auto")
+    return name == "cpp" or (name == "auto" and _triton_missing() is not None)
+
+
 # What torch.compiler.assume_constant_result sets; calling that imports all of Dynamo, and Triton with it.
 uses_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops import native_nms, triton_decode
+from tzn.ops import native_cuda, native_nms, triton_decode
 from tzn.ops.backend import choose_backend
 from tzn.reference import ActiveTokens, Candidates, Crossings, Segments
 
@@ -96,6 +96,11 @@ def soft_nms(
     method: str,
     max_seg_num: int,
 ) -> tuple[Tensor, Tensor]:
+    if native_cuda.serves(segments, scores):
+        return native_cuda.soft_nms(
+            segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
+            max_seg_num=max_seg_num,
+        )  # fmt: skip
     if _compiled(segments) and native_nms.serves(segments, scores):
         return native_nms.soft_nms(
             segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
@@ -113,6 +118,8 @@ def soft_nms(
 
 
 def nms(segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float, max_seg_num: int) -> Tensor:
+    if native_cuda.serves(segments, scores):
+        return native_cuda.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
     if _compiled(segments) and native_nms.serves(segments, scores):
         return native_nms.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
     if triton_decode.serves(segments, scores):
@@ -134,6 +141,11 @@ def batched_nms(
     voting_thresh: float,
     per_class_voting: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if native_cuda.serves(segments, scores):
+        return native_cuda.batched_nms(
+            segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
+            sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+        )  # fmt: skip
     if max_seg_num > 0 and _compiled(segments) and native_nms.serves(segments, scores):
         return native_nms.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,

@@ -23,7 +23,7 @@ def build_facts() -> dict[str, Any]:
 @cache
 def missing_reason() -> str | None:
     """Loads the library on the first call; None when its ops can be used, otherwise why not."""
-    library = next(iter(sorted(PACKAGE.glob("_native*.so"))), None)
+    library = next(iter(sorted(PACKAGE.glob("_native.*so"))), None)
     if library is None:
         reason = build_facts().get("reason", "this installation was made without them")
         return f"compiled CPU kernels are not built ({reason}); see 'Install' in the README"

@@ -20,6 +20,13 @@ def _suppress_segments(segments, scores, labels, method, iou_threshold, sigma, m
     return torch.empty(count, dtype=torch.long, device=scores.device), scores.new_empty(count)
 
 
+@torch.library.register_fake("tzn_native::suppress_groups")
+def _suppress_groups(segments, scores, labels, counts, groups, capacity, *rule):  # type: ignore[no-untyped-def]
+    rows = (scores.shape[0], groups)
+    index = scores.new_empty(*rows, capacity, dtype=torch.int32)
+    return index, scores.new_empty(*rows, capacity), scores.new_empty(rows, dtype=torch.int32)
+
+
 @torch.library.register_fake("tzn_native::vote_segments")
 def _vote_segments(kept, segments, scores, threshold, kept_group, group):  # type: ignore[no-untyped-def]
     return kept.new_empty(kept.shape)

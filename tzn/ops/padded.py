@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tzn.ops.backend import choose_backend
 from tzn.ops.checks import fail
+from tzn.ops.picks import best_picks
 from tzn.reference import Crossings, Segments
 
 
@@ -101,7 +102,7 @@ def batched_nms(
             segments, scores, labels if multiclass else None, None, classes if multiclass else 1, limit, method=method,
             iou_threshold=iou_threshold, sigma=sigma, min_score=min_score,
         )  # fmt: skip
-        index, score, _, _ = kernels.best_picks(picks, limit)
+        index, score, _, _ = best_picks(picks, limit)
     found = score != -torch.inf
     index = torch.where(found, index, 0).long()
     kept = segments.gather(1, index.unsqueeze(-1).expand(-1, -1, 2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tzn.ops.backend import choose_backend
+from tzn.ops.picks import best_picks
 from tzn.reference import ActiveTokens, Candidates, Crossings, Segments
 
 
@@ -115,7 +116,7 @@ def batched_nms(
         segments[None], scores[None], rows, None, classes.shape[0], capacity, method=method, sigma=sigma,
         iou_threshold=iou_threshold, min_score=min_score,
     )  # fmt: skip
-    index, score, _, count = kernels.best_picks(picks, picks.score[0].numel())
+    index, score, _, count = best_picks(picks, picks.score[0].numel())
     number = int(count[0])
     index, score = index[0, :number].long(), score[0, :number]
     kept, kept_labels = segments[index], labels[index]
