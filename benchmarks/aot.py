@@ -34,7 +34,8 @@ PRODUCTS = (
 )  # fmt: skip
 MAIN_DTYPES, MAIN_WIDTHS = ("bfloat16", "float32"), (64, 128)
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}  # bytes a block may have
-# Instructions that spill, where no tile size does without. Three TF32 products of 128 channels need more registers than there are.
+# Instructions that spill, where no tile size does without: three TF32 products of 128 channels need more registers than
+# there are.
 SPILLS_ALLOWED = {("attention_backward_queries", "float32/128"): 16}
 ALL_DTYPES, ALL_WIDTHS = ("bfloat16", "float16", "float32"), (32, 64, 128, 256)
 

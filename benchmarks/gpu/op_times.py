@@ -181,7 +181,7 @@ def blocks(s: Stage, batch: int, steps: int) -> None:
 
 def suppression(s: Stage, number: int) -> None:
     """One recording's candidates of 20 classes; the CPU's time includes the way there, as it would in use."""
-    from tzn.ops import padded
+    from tzn.ops import native_cuda, padded
 
     start = 2304 * torch.rand(number)
     segments = torch.stack([start, start + 1 + 40 * torch.rand(number)], dim=1).to(s.device)
@@ -192,6 +192,10 @@ def suppression(s: Stage, number: int) -> None:
 
     def on_device() -> object:
         return padded.batched_nms(*rows, 20, s.pick(200, 5), method="gaussian", multiclass=True, **rule)
+
+    def on_compiled_kernel() -> object:
+        rule = {"iou_threshold": 0.1, "sigma": 0.5, "min_score": 0.001}
+        return native_cuda.suppress(*rows, None, 20, s.pick(200, 5), method="gaussian", **rule)
 
     def on_cpu() -> object:
         import os
@@ -205,6 +209,11 @@ def suppression(s: Stage, number: int) -> None:
             os.environ["TZN_BACKEND"] = before
 
     s.guarded({**what, "row": "tzn, Triton"}, lambda: {"milliseconds": s.milliseconds(s.graphed(on_device))})
+    if (reason := native_cuda.missing_reason()) is None:
+        run = s.graphed(on_compiled_kernel)
+        s.guarded({**what, "row": "tzn, CUDA kernel"}, lambda: {"milliseconds": s.milliseconds(run)})
+    else:
+        print(f"no row of the compiled CUDA kernel: {reason}")
     cpu = ops.backends()["cpp"] == "available"
     s.guarded(
         {**what, "row": f"CPU, {'compiled kernels' if cpu else 'reference'}"},
