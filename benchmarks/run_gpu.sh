@@ -4,7 +4,8 @@
 # usage: [OUT=folder] benchmarks/run_gpu.sh [--dry-run]
 #
 # Every stage is a process of its own with a time limit and writes $OUT/<stage>.json after every row, so what was measured
-# before a stop stays. The CUDA kernel of csrc/cuda is timed where a build with TZN_CUDA=1 left its library. --dry-run runs every line on the CPU in Triton's interpreter at tiny sizes. Nothing is installed.
+# before a stop stays. Nothing is installed; the CUDA kernel of csrc/cuda is timed where a build with TZN_CUDA=1 left its
+# library. --dry-run runs every line on the CPU in Triton's interpreter at tiny sizes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-benchmarks/results/gpu}
