@@ -13,10 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from typing import Any
 import torch
 from contenders import COMPILED, FULL, PORT, SLOW, Contender, batch, contenders, share_name
 from peak_memory import peak_megabytes
+from timing import interleaved, summary
 from tqdm import tqdm
 
 import tzn
@@ -100,7 +97,7 @@ def measure(rows: list[Contender], shape: tuple[int, int], device: str, size: st
         runs |= {(r.name, "detect"): (lambda r=r: r.detect(*inputs)) for r in rows if r.detect}
     with torch.no_grad():
         memory = {key: peak_megabytes(run, device) for key, run in runs.items()}  # the runs that warm up, too
-        times = interleaved(runs, device, ROUNDS[size])
+        times = interleaved(runs, device, ROUNDS[size], SECONDS)
     results = []
     for row in rows:
         gmac = count * row.gmac(*batch(1, steps, device))
@@ -109,34 +106,6 @@ def measure(rows: list[Contender], shape: tuple[int, int], device: str, size: st
         entry |= {kind: summary(seconds) for (name, kind), seconds in times.items() if name == row.name}
         results.append(entry)
     return results
-
-
-def interleaved(runs: dict[Any, Callable[[], Any]], device: str, rounds: tuple[int, int]) -> dict[Any, list[float]]:
-    """Seconds of each run, one of every kind per round; rounds until ``SECONDS`` are spent."""
-    times: dict[Any, list[float]] = defaultdict(list)
-    keys, begin = list(runs), time.perf_counter()
-    for round_ in range(rounds[1]):
-        if round_ >= rounds[0] and time.perf_counter() - begin > SECONDS:
-            break
-        for key in keys[round_ % len(keys) :] + keys[: round_ % len(keys)]:
-            times[key].append(timed(runs[key], device))
-    return times
-
-
-def timed(run: Callable[[], Any], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    quartiles = statistics.quantiles(seconds, n=4, method="inclusive")
-    p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
-    return {"median": quartiles[1], "q1": quartiles[0], "q3": quartiles[2], "p95": p95, "rounds": len(seconds)}
 
 
 def facts(options: argparse.Namespace, size: str) -> dict[str, Any]:

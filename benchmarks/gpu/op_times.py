@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import WIDTH, WINDOW, Stage, clustered_gate, stage
+from peers.dense_block import dense_block
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -21,7 +22,6 @@ from tzn import ops
 from tzn.nn import VariableDepthBlock
 
 RADIUS = WINDOW // 2
-CHUNK = 64  # queries of a chunk of the peer's dense block
 
 
 def ceilings(s: Stage) -> dict[str, float]:
@@ -114,28 +114,6 @@ def attention(s: Stage, batch: int, steps: int, share: float) -> None:
 
             s.guarded({**what, "row": name}, peer)
     s.guarded({**what, "row": "tzn, forward and backward"}, training)
-
-
-def dense_block(x: Tensor, w: ops.BlockWeights) -> Tensor:
-    """The ordinary block: every token, attention over overlapping chunks of keys."""
-    batch, steps, width = x.shape
-    heads = w.position_bias.shape[0]
-    n = F.layer_norm(x, (width,), w.norm1_weight, w.norm1_bias)
-    q = F.linear(n, w.query_weight, w.query_bias).view(batch, -1, CHUNK, heads, width // heads).transpose(2, 3)
-    spans = []
-    for part in F.linear(n, w.key_value_weight, w.key_value_bias).chunk(2, -1):
-        spread = F.pad(part, (0, 0, RADIUS, RADIUS)).unfold(1, CHUNK + 2 * RADIUS, CHUNK)
-        spans.append(spread.unflatten(2, (heads, -1)).transpose(-1, -2))
-    key = torch.arange(CHUNK + 2 * RADIUS, device=x.device)
-    offset = key[None] - torch.arange(CHUNK, device=x.device)[:, None]
-    bias = w.position_bias[:, offset.clamp(0, 2 * RADIUS)].masked_fill((offset < 0) | (offset > 2 * RADIUS), -torch.inf)
-    time = key[None] + CHUNK * torch.arange(steps // CHUNK, device=x.device)[:, None] - RADIUS
-    outside = ((time < 0) | (time >= steps))[:, None, None]
-    bias = bias[None].expand(steps // CHUNK, -1, -1, -1).masked_fill(outside, -torch.inf).to(q.dtype)
-    attended = F.scaled_dot_product_attention(q, *spans, attn_mask=bias).transpose(2, 3).reshape(batch, steps, width)
-    y = x + F.linear(attended, w.output_weight, w.output_bias)
-    n = F.layer_norm(y, (width,), w.norm2_weight, w.norm2_bias)
-    return y + F.linear(F.gelu(F.linear(n, w.up_weight, w.up_bias)), w.down_weight, w.down_bias)
 
 
 def blocks(s: Stage, batch: int, steps: int) -> None:
