@@ -12,15 +12,20 @@ import torch
 
 
 def interleaved(
-    runs: Mapping[Any, Callable[[], Any]], device: str, rounds: tuple[int, int], seconds: float
+    runs: Mapping[Any, Callable[[], Any]], device: str, rounds: tuple[int, int], seconds: float, *, warm: int = 0
 ) -> dict[Any, list[float]]:
-    """Seconds of each run, one of every kind per round; ``rounds``: least and most; no new one after ``seconds``."""
+    """Seconds of each run, one of every kind per round; ``rounds``: least and most; no new one after ``seconds``.
+
+    ``warm``: how often each runs untimed at its turn, so that it finds its own data in the caches, not its predecessor's.
+    """
     times: dict[Any, list[float]] = defaultdict(list)
     keys, begin = list(runs), time.perf_counter()
     for round_ in range(rounds[1]):
         if round_ >= rounds[0] and time.perf_counter() - begin > seconds:
             break
         for key in keys[round_ % len(keys) :] + keys[: round_ % len(keys)]:
+            for _ in range(warm):
+                runs[key]()
             times[key].append(timed(runs[key], device))
     return times
 

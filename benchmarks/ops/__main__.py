@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.ops [--threads 2] [--quick] [--out benchmarks/results]
 
-Runs of one piece of work are interleaved: every round runs each once, in rotating order; medians over rounds. Peers get what is
-best for them: block masks and gathered queries are made beforehand, compiled peers are warmed up. Equal results are checked
-before anything is timed.
+Runs of one piece of work are interleaved: every round runs each four times in a row, in rotating order, and times the
+fourth, which finds its data in the caches as it would in a network; medians over rounds. Peers get what is best for
+them: block masks are made beforehand, compiled peers are warmed up. Equal results are checked before anything is timed.
 """
 
 from __future__ import annotations

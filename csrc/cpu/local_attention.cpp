@@ -64,6 +64,7 @@ Plan dense_plan(
   plan.query_rows = plan.key_rows = batch * steps;
   plan.valid = data_or_null(mask);
   const bool* wanted = data_or_null(query_mask);
+  plan.reserve(batch * steps);
   for (int64_t row = 0; row < batch * steps; ++row) {
     if ((plan.valid && !plan.valid[row]) || (wanted && !wanted[row])) continue;
     const int64_t start = row / steps * steps, low = std::max(start, row - plan.radius);
@@ -95,6 +96,7 @@ Plan packed_plan(const Tensor& q, const Tensor& k, int64_t window, const Tensor&
   const int64_t limit = int64_t{1} << 60;
   for (int64_t s = 0; s < keys; ++s)
     check(time[s] > -limit && time[s] < limit && (s == 0 || time[s] > time[s - 1]), "position", "ascending times");
+  plan.reserve(queries);
   for (int64_t i = 0, low = 0, high = 0; i < queries; ++i) {
     check(own[i] >= 0 && own[i] < keys && (i == 0 || own[i] >= own[i - 1]), "slot", "ascending rows of k");
     const int64_t now = time[own[i]];
@@ -121,12 +123,6 @@ template <typename Scalar> Rows<Scalar> rows_of(const Tensor& x) {
   return rows;
 }
 
-template <typename Scalar> void zero(const Rows<Scalar>& rows, int64_t count, int64_t heads, int64_t width) {
-  for (int64_t row = 0; row < count; ++row)
-    for (int64_t h = 0; h < heads; ++h)
-      std::memset(static_cast<void*>(rows.at(row, h)), 0, width * sizeof(Scalar));
-}
-
 template <typename Scalar> void run_tiles(const Forward<Scalar>& task, int64_t begin, int64_t end) {
   TZN_DISPATCH(attend<Scalar>(task, begin, end))
 }
@@ -139,11 +135,11 @@ void forward(
   check_bias(bias, plan, std::is_same_v<F, double> ? ScalarType::Double : ScalarType::Float);
   const Forward<Scalar> task{
       &plan, bias ? static_cast<const F*>(bias->data_ptr()) : nullptr, rows_of<const Scalar>(q),
-      rows_of<const Scalar>(k), rows_of<const Scalar>(v), rows_of<Scalar>(out)};
-  if (plan.queries() == 0) return zero(task.out, plan.query_rows, plan.heads, plan.width);
-  const auto units = static_cast<int64_t>(plan.tiles.size()) * plan.heads;
+      rows_of<const Scalar>(k), rows_of<const Scalar>(v), rows_of<Scalar>(out), heads_together<F>(plan)};
+  if (plan.queries() == 0) return clear_rows(task.out, 0, plan.query_rows, 0, plan.heads, plan.width);
+  const int64_t blocks = (plan.heads + task.heads_together - 1) / task.heads_together;
   torch::stable::parallel_for(
-      0, units, 4, [&](int64_t begin, int64_t end) { run_tiles<Scalar>(task, begin, end); });
+      0, static_cast<int64_t>(plan.tiles.size()) * blocks, 1, [&](int64_t begin, int64_t end) { run_tiles<Scalar>(task, begin, end); });
 }
 
 void forward_any(
@@ -199,9 +195,9 @@ void backward(
   std::vector<F> parts(to.dbias ? plan.tiles.size() * plan.heads * plan.window : 0);
   task.dbias = to.dbias ? parts.data() : nullptr;
   if (plan.queries() == 0) {
-    zero(task.dq, plan.query_rows, plan.heads, plan.width);
-    zero(task.dk, plan.key_rows, plan.heads, plan.width);
-    zero(task.dv, plan.key_rows, plan.heads, plan.width);
+    clear_rows(task.dq, 0, plan.query_rows, 0, plan.heads, plan.width);
+    clear_rows(task.dk, 0, plan.key_rows, 0, plan.heads, plan.width);
+    clear_rows(task.dv, 0, plan.key_rows, 0, plan.heads, plan.width);
   } else {
     const size_t kept = static_cast<size_t>(plan.queries()) * plan.heads * plan.longest_range;
     const std::unique_ptr<F[]> weights(new F[kept]), dscores(new F[kept]);  // every entry that is read is written

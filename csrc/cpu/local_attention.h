@@ -29,6 +29,26 @@ template <typename Scalar> struct Rows {
   }
 };
 
+// Addresses of ascending rows, without a division for each.
+template <typename Scalar> class RowCursor {
+ public:
+  TZN_INLINE RowCursor(const Rows<Scalar>& rows, int64_t head) : rows_(rows), data_(rows.data + head * rows.head_stride) {}
+
+  TZN_INLINE Scalar* at(int64_t row) {
+    if (row - first_ >= rows_.steps) {
+      const int64_t recording = row / rows_.steps;
+      first_ = recording * rows_.steps;
+      base_ = recording * rows_.batch_stride;
+    }
+    return data_ + base_ + (row - first_) * rows_.step_stride;
+  }
+
+ private:
+  const Rows<Scalar>& rows_;
+  Scalar* data_;
+  int64_t first_ = 0, base_ = 0;  // of the recording of the last row
+};
+
 struct Tile {
   int64_t query_begin, query_end;  // entries of the plan
   int64_t key_begin, key_end;      // rows
@@ -46,14 +66,17 @@ struct Plan {
   int64_t longest_tile = 0, longest_range = 0;  // in key rows
 
   int64_t queries() const { return static_cast<int64_t>(row.size()); }
+  void reserve(int64_t queries) {
+    for (auto* list : {&row, &low, &high, &offset}) list->reserve(queries);
+  }
   // Whether a query's keys are one step apart, so that its biases are adjacent.
   TZN_INLINE bool regular(int64_t query) const {
     return !time || time[high[query] - 1] - time[low[query]] == high[query] - 1 - low[query];
   }
 };
 
-// Queries per tile: 32 keep K and V of a tile (window 19, 128 channels) in the first-level cache but for a few rows.
-constexpr int64_t TILE = 32;
+// Queries per tile: long enough that few keys are packed twice, short enough for the caches (window 19, 128 channels).
+constexpr int64_t TILE = 64;
 
 // Cuts the queries into tiles. The cut depends on nothing but the plan, so results do not depend on the threads.
 inline void cut_tiles(Plan& plan) {
@@ -69,14 +92,41 @@ inline void cut_tiles(Plan& plan) {
   for (int64_t i = 0; i < count; ++i) plan.longest_range = std::max(plan.longest_range, plan.high[i] - plan.low[i]);
 }
 
-// Memory of one thread, aligned to a cache line and zero at first, so that padding computes with finite numbers.
+// Zeros for the rows first … last - 1 of some heads, in as few and as long runs as their memory allows.
+template <typename Scalar>
+void clear_rows(const Rows<Scalar>& rows, int64_t first, int64_t last, int64_t head_begin, int64_t head_end, int64_t width) {
+  const int64_t heads = head_end - head_begin;
+  const bool together = rows.head_stride == width || heads == 1;
+  while (first < last) {
+    const int64_t end = std::min(last, (first / rows.steps + 1) * rows.steps);  // of the recording
+    const bool solid = together && rows.step_stride == heads * width;
+    const int64_t run = solid ? end - first : 1;
+    const size_t bytes = run * (together ? heads : 1) * width * sizeof(Scalar);
+    for (int64_t head = head_begin; head < (together ? head_begin + 1 : head_end); ++head)
+      std::memset(static_cast<void*>(rows.at(first, head)), 0, bytes);
+    first += run;
+  }
+}
+
+// Rows that belong to no query are zero: those before each query of the tile, and those after the last of all.
+template <typename Scalar>
+void clear_gaps(const Plan& plan, const Tile& tile, const Rows<Scalar>& rows, int64_t head_begin, int64_t head_end) {
+  int64_t next = tile.query_begin ? plan.row[tile.query_begin - 1] + 1 : 0;
+  for (int64_t i = tile.query_begin; i < tile.query_end; next = plan.row[i++] + 1)
+    if (next < plan.row[i]) clear_rows(rows, next, plan.row[i], head_begin, head_end, plan.width);
+  if (tile.query_end == plan.queries()) clear_rows(rows, next, plan.query_rows, head_begin, head_end, plan.width);
+}
+
+// Memory of one thread, aligned to a cache line. What is padded to whole vectors must be `clear`, zero at first, so that
+// padding adds nothing.
 template <typename F> class Scratch {
  public:
-  F* take(int64_t count) {
+  F* take(int64_t count, bool clear = true) {
     const size_t bytes = (static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(F) + 127) / 64 * 64;
-    blocks_.push_back(std::make_unique<char[]>(bytes + 64));  // value-initialised
-    const auto address = reinterpret_cast<uintptr_t>(blocks_.back().get());
-    return reinterpret_cast<F*>((address + 63) / 64 * 64);
+    blocks_.emplace_back(new char[bytes + 64]);
+    const auto address = (reinterpret_cast<uintptr_t>(blocks_.back().get()) + 63) / 64 * 64;
+    if (clear) std::memset(reinterpret_cast<void*>(address), 0, bytes);
+    return reinterpret_cast<F*>(address);
   }
 
  private:
@@ -88,7 +138,15 @@ template <typename Scalar> struct Forward {
   const Compute<Scalar>* bias;  // [heads, window] or null
   Rows<const Scalar> q, k, v;
   Rows<Scalar> out;
+  int64_t heads_together;  // heads whose rows of a tile are packed at once
 };
+
+// As many as fit into half a megabyte of the second-level cache, but few enough to share the work out evenly.
+template <typename F> int64_t heads_together(const Plan& plan) {
+  const int64_t bytes = (TILE + 2 * plan.longest_tile) * std::max<int64_t>(plan.width, 1) * int64_t{sizeof(F)};
+  const int64_t fit = (int64_t{1} << 19) / bytes, even = plan.heads * static_cast<int64_t>(plan.tiles.size()) / 16;
+  return std::clamp<int64_t>(std::min(fit, even), 1, std::max<int64_t>(plan.heads, 1));
+}
 
 // Weights of the softmax and gradients of the scores are kept per query over its range of keys: [queries, heads, range].
 template <typename Scalar> struct Backward {

@@ -70,18 +70,35 @@ TZN_INLINE void weighted_sums(
     weighted_columns<F, queries, 1>(weight, weight_stride, y + c, count, stride, out + c);
 }
 
-// Copies rows into scratch memory as padded rows; rows of invalid keys are zero.
+// Copies rows into scratch memory as padded rows; rows of invalid keys are zero. `row` null: rows first, first + 1, …
 template <typename Scalar, typename F>
 TZN_INLINE void pack(
     const Rows<const Scalar>& from, const int64_t* row, int64_t first, int64_t count, int64_t head, int64_t width,
     const bool* valid, F* to) {
   const int64_t stride = padded<F>(width);
+  RowCursor<const Scalar> cursor(from, head);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t source = row ? row[first + i] : first + i;
     if (valid && !valid[source])
       std::memset(to + i * stride, 0, width * sizeof(F));
     else
-      widen(from.at(source, head), to + i * stride, width);
+      widen(cursor.at(source), to + i * stride, width);
+  }
+}
+
+// The same for several heads, `head_size` entries apart in `to`, in the order in which they lie in memory: reading whole
+// rows in a row is what processors fetch ahead.
+template <typename Scalar, typename F>
+TZN_INLINE void pack_heads(
+    const Rows<const Scalar>& from, const int64_t* row, int64_t first, int64_t count, int64_t head_begin,
+    int64_t head_end, int64_t width, const bool* valid, F* to, int64_t head_size) {
+  if (from.head_stride < from.step_stride) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t head = head_begin; head < head_end; ++head)
+        pack(from, row, first + i, 1, head, width, valid, to + (head - head_begin) * head_size + i * padded<F>(width));
+  } else {
+    for (int64_t head = head_begin; head < head_end; ++head)
+      pack(from, row, first, count, head, width, valid, to + (head - head_begin) * head_size);
   }
 }
 
@@ -97,50 +114,50 @@ template <typename F> TZN_INLINE bool all_finite(const F* x, int64_t count) {
   return sum<F>(zero[0] + zero[1]) == F(0);
 }
 
+// Scores of one query times `scale` plus biases, -inf for invalid keys, where no vector code does: irregular times, masks.
+template <typename F>
+TZN_INLINE void add_bias_one_by_one(
+    const Plan& plan, int64_t query, const F* bias, const bool* valid, F scale, F* row) {
+  const int64_t length = plan.high[query] - plan.low[query], first = plan.low[query];
+  const int64_t base = plan.offset[query] - (plan.time ? plan.time[first] : first);
+  for (int64_t j = 0; j < length; ++j) {
+    row[j] *= scale;
+    if (bias) row[j] += bias[base + (plan.time ? plan.time[first + j] : first + j)];
+    if (valid && !valid[first + j]) row[j] = -std::numeric_limits<F>::infinity();
+  }
+}
+
 // Softmax of one query's scores in place: entries begin … end - 1 of `x` are its keys, the others up to `count` get
-// weight 0. `x` is readable and writable for one vector past `count`.
+// weight 0. `x` is readable and writable for one vector past `count`, `bias` `count` entries before its first (where
+// `begin` is) and a vector past them.
 template <typename F>
 TZN_INLINE void softmax(
-    const Plan& plan, int64_t query, const F* bias, F scale, int64_t begin, int64_t end, int64_t count, F* x) {
-  const int64_t length = end - begin, first = plan.low[query];
-  F* row = x + begin;
-  if (bias) {
-    if (plan.regular(query)) {
-      const F* b = bias + plan.offset[query];
-      for (int64_t j = 0; j < length; ++j) row[j] = row[j] * scale + b[j];
-    } else {
-      const int64_t base = plan.offset[query] - plan.time[first];
-      for (int64_t j = 0; j < length; ++j) row[j] = row[j] * scale + bias[base + plan.time[first + j]];
-    }
-  } else {
-    for (int64_t j = 0; j < length; ++j) row[j] *= scale;
+    const Plan& plan, int64_t query, const F* bias, const bool* valid, F scale, int64_t begin, int64_t end, int64_t count,
+    F* x) {
+  using I = std::remove_reference_t<decltype(IntVec<F>{}[0] + 0)>;
+  const bool simple = !valid && plan.regular(query);
+  if (!simple) add_bias_one_by_one(plan, query, bias, valid, scale, x + begin);
+  const F* added = bias && simple ? bias + plan.offset[query] - begin : nullptr;
+  const Vec<F> factor = splat<F>(simple ? scale : F(1)), lowest = splat<F>(-std::numeric_limits<F>::infinity());
+  Vec<F> top = lowest;
+  IntVec<F> index = lane_index<F>() - static_cast<I>(begin);  // of the key in the query's own range
+  const auto length = static_cast<I>(end - begin);
+  for (int64_t j = 0; j < count; j += LANES<F>, index += static_cast<I>(LANES<F>)) {
+    Vec<F> logit = load(x + j) * factor;
+    if (added) logit += load(added + j);
+    logit = ((index >= 0) & (index < length)) ? logit : lowest;
+    top = larger<F>(top, logit);
+    store(x + j, logit);
   }
-  const F lowest = -std::numeric_limits<F>::infinity();
-  if (plan.valid)
-    for (int64_t j = 0; j < length; ++j)
-      if (!plan.valid[first + j]) row[j] = lowest;
-  const IntVec<F> index = lane_index<F>();
-  using I = std::remove_reference_t<decltype(index[0] + 0)>;
-  const int64_t tail = (length - 1) / LANES<F> * LANES<F>;
-  const auto inside = index < static_cast<I>(length - tail);
-  const Vec<F> last = inside ? load(row + tail) : splat<F>(lowest);
-  Vec<F> top = last;
-  for (int64_t j = 0; j < tail; j += LANES<F>) top = larger<F>(top, load(row + j));
-  F highest = top[0];
-  F lane[LANES<F>];
-  store(lane, top);
-  for (int i = 1; i < LANES<F>; ++i) highest = lane[i] > highest ? lane[i] : highest;
-  Vec<F> total = exp_negative(last - highest);
-  store(row + tail, total);
-  for (int64_t j = 0; j < tail; j += LANES<F>) {
-    const Vec<F> e = exp_negative(load(row + j) - highest);
+  const F most = highest<F>(top);
+  Vec<F> total{};
+  for (int64_t j = 0; j < count; j += LANES<F>) {
+    const Vec<F> e = exp_negative(load(x + j) - most);
     total += e;
-    store(row + j, e);
+    store(x + j, e);
   }
   const F share = F(1) / sum<F>(total);
-  for (int64_t j = 0; j < length; ++j) row[j] *= share;
-  for (int64_t j = 0; j < begin; ++j) x[j] = 0;
-  for (int64_t j = end; j < count; ++j) x[j] = 0;
+  for (int64_t j = 0; j < count; j += LANES<F>) store(x + j, load(x + j) * share);
 }
 
 // How many queries from `begin` on work together: GROUP when most of them exist and lie close, else 1.
@@ -152,83 +169,117 @@ template <typename F> TZN_INLINE int64_t group_size(const Plan& plan, const Tile
 
 template <typename F> struct TileMemory {
   F *q, *k, *v, *grad, *scores, *dscores, *out;
-  int64_t stride, score_stride;
+  F* biases;             // of one head, with zeros on both sides
+  const F* bias;         // the same, or null without
+  const bool* valid;     // of each key row; null where all rows of the tile are valid
+  int64_t window, stride, score_stride;
 
-  TileMemory(Scratch<F>& scratch, const Plan& plan, int64_t queries, int64_t keys, int64_t span, bool backward) {
+  TileMemory(Scratch<F>& scratch, const Plan& plan, int64_t queries, int64_t keys, int64_t span, bool biased, bool backward)
+      : window(biased ? plan.window : 0) {
     stride = padded<F>(plan.width);
     score_stride = span + 3 * LANES<F>;
-    q = scratch.take((queries + LANES<F>) * stride);
-    k = scratch.take((keys + LANES<F>) * stride);
-    v = scratch.take((keys + LANES<F>) * stride);
+    q = backward ? scratch.take((queries + LANES<F>) * stride) : nullptr;
+    k = backward ? scratch.take((keys + LANES<F>) * stride) : nullptr;
+    v = backward ? scratch.take((keys + LANES<F>) * stride) : nullptr;
     scores = scratch.take(GROUP<F> * score_stride);
     out = scratch.take(GROUP<F> * stride);
     grad = backward ? scratch.take((queries + LANES<F>) * stride) : nullptr;
     dscores = backward ? scratch.take(GROUP<F> * score_stride) : nullptr;
+    biases = scratch.take(2 * score_stride + window) + score_stride;
+    bias = nullptr, valid = nullptr;
+  }
+
+  TZN_INLINE void enter(const Plan& plan, const Tile& tile, const F* head_bias) {
+    bias = head_bias ? biases : nullptr;
+    if (head_bias) std::memcpy(biases, head_bias, window * sizeof(F));
+    const size_t keys = tile.key_end - tile.key_begin;
+    valid = plan.valid && std::memchr(plan.valid + tile.key_begin, 0, keys) ? plan.valid : nullptr;
   }
 };
 
-// Rows of the output that belong to no query are zero; the query before which they lie writes them.
-template <typename Scalar>
-TZN_INLINE void write_row(const Plan& plan, const Rows<Scalar>& out, int64_t query, int64_t head, const Compute<Scalar>* x) {
-  const int64_t row = plan.row[query];
-  for (int64_t r = query ? plan.row[query - 1] + 1 : 0; r < row; ++r)
-    std::memset(static_cast<void*>(out.at(r, head)), 0, plan.width * sizeof(Scalar));
-  narrow(x, out.at(row, head), plan.width);
-  if (query + 1 == plan.queries())
-    for (int64_t r = row + 1; r < plan.query_rows; ++r)
-      std::memset(static_cast<void*>(out.at(r, head)), 0, plan.width * sizeof(Scalar));
-}
-
 template <typename F, int queries>
 TZN_INLINE void group_weights(
-    const Plan& plan, int64_t begin, int64_t present, const F* bias, const F* q, const F* k, int64_t span,
-    const TileMemory<F>& memory) {
+    const Plan& plan, int64_t begin, int64_t present, const F* q, const F* k, int64_t span, const TileMemory<F>& memory) {
   dots<F, queries, LANES<F> / queries>(q, k, span, memory.stride, memory.scores, memory.score_stride);
   const F scale = F(1) / std::sqrt(static_cast<F>(plan.width));
   for (int64_t a = 0; a < present; ++a) {
     const int64_t first = plan.low[begin + a] - plan.low[begin];
     const int64_t last = plan.high[begin + a] - plan.low[begin];
-    softmax<F>(plan, begin + a, bias, scale, first, last, span, memory.scores + a * memory.score_stride);
+    softmax<F>(
+        plan, begin + a, memory.bias, memory.valid, scale, first, last, span, memory.scores + a * memory.score_stride);
   }
 }
 
-// Units begin … end - 1 of (tile, head), heads fastest.
+// Queries of one tile and head, whose packed rows `m` holds.
+template <typename Scalar>
+TZN_INLINE void attend_tile(
+    const Forward<Scalar>& task, const Tile& tile, int64_t head, const TileMemory<Compute<Scalar>>& m) {
+  using F = Compute<Scalar>;
+  const Plan& plan = *task.plan;
+  RowCursor<Scalar> out(task.out, head);
+  // In a group, keys outside a query's window have weight 0: harmless unless their values are not finite.
+  const bool grouped = all_finite(m.v, (tile.key_end - tile.key_begin) * m.stride);
+  for (int64_t i = tile.query_begin; i < tile.query_end;) {
+    const int64_t present = grouped ? group_size<F>(plan, tile, i) : 1;
+    const int64_t first = plan.low[i] - tile.key_begin, span = plan.high[i + present - 1] - plan.low[i];
+    const F *q = m.q + (i - tile.query_begin) * m.stride, *k = m.k + first * m.stride, *v = m.v + first * m.stride;
+    if (present > 1) {
+      group_weights<F, GROUP<F>>(plan, i, present, q, k, span, m);
+      weighted_sums<F, GROUP<F>>(m.scores, m.score_stride, v, span, m.stride, m.out);
+    } else {
+      group_weights<F, 1>(plan, i, 1, q, k, span, m);
+      weighted_sums<F, 1>(m.scores, m.score_stride, v, span, m.stride, m.out);
+    }
+    for (int64_t a = 0; a < present; ++a) narrow(m.out + a * m.stride, out.at(plan.row[i + a]), plan.width);
+    i += present;
+  }
+}
+
+// Units begin … end - 1 of (tile, block of heads), heads fastest.
 template <typename Scalar> void attend(const Forward<Scalar>& task, int64_t begin, int64_t end) {
   using F = Compute<Scalar>;
   const Plan& plan = *task.plan;
   Scratch<F> scratch;
-  const TileMemory<F> m(scratch, plan, TILE, plan.longest_tile, plan.longest_range + 2 * GROUP<F>, false);
+  const int64_t blocks = (plan.heads + task.heads_together - 1) / task.heads_together;
+  TileMemory<F> m(scratch, plan, TILE, plan.longest_tile, plan.longest_range + 2 * GROUP<F>, task.bias, false);
+  const int64_t query_size = (TILE + LANES<F>) * m.stride, key_size = (plan.longest_tile + LANES<F>) * m.stride;
+  const bool narrow_rows = m.stride != plan.width;
+  F* const q = scratch.take(task.heads_together * query_size, narrow_rows);
+  F* const k = scratch.take(task.heads_together * key_size, narrow_rows);
+  F* const v = scratch.take(task.heads_together * key_size, narrow_rows);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Tile& tile = plan.tiles[unit / plan.heads];
-    const int64_t head = unit % plan.heads, keys = tile.key_end - tile.key_begin;
-    const F* bias = task.bias ? task.bias + head * plan.window : nullptr;
-    pack(task.q, plan.row.data(), tile.query_begin, tile.query_end - tile.query_begin, head, plan.width, nullptr, m.q);
-    pack(task.k, nullptr, tile.key_begin, keys, head, plan.width, plan.valid, m.k);
-    pack(task.v, nullptr, tile.key_begin, keys, head, plan.width, plan.valid, m.v);
-    // In a group, keys outside a query's window have weight 0: harmless unless their values are not finite.
-    const bool grouped = all_finite(m.v, keys * m.stride);
-    for (int64_t i = tile.query_begin; i < tile.query_end;) {
-      const int64_t present = grouped ? group_size<F>(plan, tile, i) : 1;
-      const int64_t first = plan.low[i] - tile.key_begin, span = plan.high[i + present - 1] - plan.low[i];
-      const F *q = m.q + (i - tile.query_begin) * m.stride, *k = m.k + first * m.stride, *v = m.v + first * m.stride;
-      if (present > 1) {
-        group_weights<F, GROUP<F>>(plan, i, present, bias, q, k, span, m);
-        weighted_sums<F, GROUP<F>>(m.scores, m.score_stride, v, span, m.stride, m.out);
-      } else {
-        group_weights<F, 1>(plan, i, 1, bias, q, k, span, m);
-        weighted_sums<F, 1>(m.scores, m.score_stride, v, span, m.stride, m.out);
-      }
-      for (int64_t a = 0; a < present; ++a) write_row(plan, task.out, i + a, head, m.out + a * m.stride);
-      i += present;
+    const Tile& tile = plan.tiles[unit / blocks];
+    const int64_t queries = tile.query_end - tile.query_begin, keys = tile.key_end - tile.key_begin;
+    const int64_t first = unit % blocks * task.heads_together, last = std::min(first + task.heads_together, plan.heads);
+    if (first == 0) clear_gaps(plan, tile, task.out, 0, plan.heads);
+    pack_heads(task.q, plan.row.data(), tile.query_begin, queries, first, last, plan.width, nullptr, q, query_size);
+    pack_heads(task.k, nullptr, tile.key_begin, keys, first, last, plan.width, plan.valid, k, key_size);
+    pack_heads(task.v, nullptr, tile.key_begin, keys, first, last, plan.width, plan.valid, v, key_size);
+    for (int64_t head = first; head < last; ++head) {
+      m.enter(plan, tile, task.bias ? task.bias + head * plan.window : nullptr);
+      m.q = q + (head - first) * query_size, m.k = k + (head - first) * key_size, m.v = v + (head - first) * key_size;
+      attend_tile(task, tile, head, m);
     }
   }
 }
 
-// Gradient of the scores of one query, in place of the gradient of its weights: ds = p (dp - sum(p dp)).
-template <typename F> TZN_INLINE void softmax_backward(const F* weight, F* dscores, int64_t begin, int64_t end) {
-  F total = 0;
-  for (int64_t j = begin; j < end; ++j) total += weight[j] * dscores[j];
-  for (int64_t j = begin; j < end; ++j) dscores[j] = weight[j] * (dscores[j] - total);
+// Gradient of the scores of one query, in place of the gradient of its weights: ds = p (dp - sum(p dp)). Entries begin …
+// end - 1 are its keys; the others become 0.
+template <typename F>
+TZN_INLINE void softmax_backward(const F* weight, F* dscores, int64_t begin, int64_t end, int64_t count) {
+  using I = std::remove_reference_t<decltype(IntVec<F>{}[0] + 0)>;
+  const IntVec<F> lane = lane_index<F>() - static_cast<I>(begin);
+  const auto length = static_cast<I>(end - begin);
+  IntVec<F> index = lane;
+  Vec<F> parts{};
+  for (int64_t j = 0; j < count; j += LANES<F>, index += static_cast<I>(LANES<F>))
+    parts += ((index >= 0) & (index < length)) ? load(weight + j) * load(dscores + j) : Vec<F>{};
+  const F total = sum<F>(parts);
+  index = lane;
+  for (int64_t j = 0; j < count; j += LANES<F>, index += static_cast<I>(LANES<F>)) {
+    const Vec<F> found = load(weight + j) * (load(dscores + j) - total);
+    store(dscores + j, ((index >= 0) & (index < length)) ? found : Vec<F>{});
+  }
 }
 
 template <typename F> TZN_INLINE void add_bias_gradient(const Plan& plan, int64_t query, const F* dscores, F* dbias) {
@@ -246,38 +297,38 @@ template <typename Scalar> void backward_queries(const Backward<Scalar>& task, i
   using F = Compute<Scalar>;
   const Plan& plan = *task.plan;
   Scratch<F> scratch;
-  const TileMemory<F> m(scratch, plan, TILE, plan.longest_tile, plan.longest_range + 2 * GROUP<F>, true);
+  TileMemory<F> m(scratch, plan, TILE, plan.longest_tile, plan.longest_range + 2 * GROUP<F>, task.bias, true);
   const F scale = F(1) / std::sqrt(static_cast<F>(plan.width));
   for (int64_t unit = begin; unit < end; ++unit) {
     const Tile& tile = plan.tiles[unit / plan.heads];
     const int64_t head = unit % plan.heads, keys = tile.key_end - tile.key_begin;
     const int64_t queries = tile.query_end - tile.query_begin;
-    const F* bias = task.bias ? task.bias + head * plan.window : nullptr;
+    m.enter(plan, tile, task.bias ? task.bias + head * plan.window : nullptr);
     F* dbias = task.dbias ? task.dbias + unit * plan.window : nullptr;
+    clear_gaps(plan, tile, task.dq, head, head + 1);
     pack(task.q, plan.row.data(), tile.query_begin, queries, head, plan.width, nullptr, m.q);
     pack(task.grad, plan.row.data(), tile.query_begin, queries, head, plan.width, nullptr, m.grad);
-    pack(task.k, nullptr, tile.key_begin, keys, head, plan.width, plan.valid, m.k);
-    pack(task.v, nullptr, tile.key_begin, keys, head, plan.width, plan.valid, m.v);
+    pack(task.k, nullptr, tile.key_begin, keys, head, plan.width, m.valid, m.k);
+    pack(task.v, nullptr, tile.key_begin, keys, head, plan.width, m.valid, m.v);
+    RowCursor<Scalar> dq(task.dq, head);
     for (int64_t i = tile.query_begin; i < tile.query_end;) {
       const int64_t present = group_size<F>(plan, tile, i), base = plan.low[i];
       const int64_t first = base - tile.key_begin, span = plan.high[i + present - 1] - base;
       const int64_t local = (i - tile.query_begin) * m.stride;
       const F *k = m.k + first * m.stride, *v = m.v + first * m.stride;
       if (present > 1) {
-        group_weights<F, GROUP<F>>(plan, i, present, bias, m.q + local, k, span, m);
+        group_weights<F, GROUP<F>>(plan, i, present, m.q + local, k, span, m);
         dots<F, GROUP<F>, KEY_BLOCK<F>>(m.grad + local, v, span, m.stride, m.dscores, m.score_stride);
       } else {
-        group_weights<F, 1>(plan, i, 1, bias, m.q + local, k, span, m);
+        group_weights<F, 1>(plan, i, 1, m.q + local, k, span, m);
         dots<F, 1, LANES<F>>(m.grad + local, v, span, m.stride, m.dscores, m.score_stride);
       }
       for (int64_t a = 0; a < present; ++a) {
         const int64_t low = plan.low[i + a] - base, high = plan.high[i + a] - base;
         F *weight = m.scores + a * m.score_stride, *dscores = m.dscores + a * m.score_stride;
-        softmax_backward(weight, dscores, low, high);
+        softmax_backward(weight, dscores, low, high, span);
         if (dbias) add_bias_gradient(plan, i + a, dscores + low, dbias);
-        for (int64_t j = low; j < high; ++j) dscores[j] *= scale;
-        for (int64_t j = 0; j < low; ++j) dscores[j] = 0;
-        for (int64_t j = high; j < span; ++j) dscores[j] = 0;
+        for (int64_t j = 0; j < span; ++j) dscores[j] *= scale;
         const int64_t kept = ((i + a) * plan.heads + head) * plan.longest_range;
         std::memcpy(task.weights + kept, weight + low, (high - low) * sizeof(F));
         std::memcpy(task.dscores + kept, dscores + low, (high - low) * sizeof(F));
@@ -286,7 +337,7 @@ template <typename Scalar> void backward_queries(const Backward<Scalar>& task, i
         weighted_sums<F, GROUP<F>>(m.dscores, m.score_stride, k, span, m.stride, m.out);
       else
         weighted_sums<F, 1>(m.dscores, m.score_stride, k, span, m.stride, m.out);
-      for (int64_t a = 0; a < present; ++a) write_row(plan, task.dq, i + a, head, m.out + a * m.stride);
+      for (int64_t a = 0; a < present; ++a) narrow(m.out + a * m.stride, dq.at(plan.row[i + a]), plan.width);
       i += present;
     }
   }

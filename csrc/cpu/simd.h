@@ -68,17 +68,25 @@ template <typename F> TZN_INLINE Vec<F> sums_of(Vec<F>* x) {
   return x[0];
 }
 
-template <typename F> TZN_INLINE F sum(Vec<F> x) {
-  F total[LANES<F>];
-  store(total, x);
-#pragma GCC unroll 8
-  for (int half = LANES<F> / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) total[i] += total[i + half];
-  return total[0];
+// Every lane with its partner `distance` lanes away.
+template <typename F, int distance, int... i>
+TZN_INLINE Vec<F> partners(Vec<F> x, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(x, x, (i ^ distance)...);
+}
+
+// Sum, or maximum, over the lanes of a vector; a tree.
+template <typename F, int distance = LANES<F> / 2> TZN_INLINE F sum(Vec<F> x) {
+  x += partners<F, distance>(x, std::make_integer_sequence<int, LANES<F>>());
+  if constexpr (distance > 1) return sum<F, distance / 2>(x);
+  return x[0];
 }
 
 template <typename F> TZN_INLINE Vec<F> larger(Vec<F> x, Vec<F> y) { return x > y ? x : y; }
+template <typename F, int distance = LANES<F> / 2> TZN_INLINE F highest(Vec<F> x) {
+  x = larger<F>(x, partners<F, distance>(x, std::make_integer_sequence<int, LANES<F>>()));
+  if constexpr (distance > 1) return highest<F, distance / 2>(x);
+  return x[0];
+}
 
 // exp(x) for x <= 0, at most 2 units in the last place off; NaN stays NaN; results below the normal range are 0.
 TZN_INLINE Vec<float> exp_negative(Vec<float> x) {
