@@ -43,3 +43,37 @@ def _select_candidates(scores, level, min_score, topk):  # type: ignore[no-untyp
     count = _new_size()
     index = [torch.empty(count, dtype=torch.long, device=scores.device) for _ in range(2)]
     return *index, scores.new_empty(count)
+
+
+def _chosen(x, index):  # type: ignore[no-untyped-def]
+    return x.shape[0] if index is None else index.shape[0]
+
+
+def _accumulated(x):  # type: ignore[no-untyped-def]
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("tzn_native::gather_layer_norm")
+def _gather_layer_norm(x, index, weight, bias, eps):  # type: ignore[no-untyped-def]
+    rows = _chosen(x, index)
+    return x.new_empty(rows, x.shape[1]), x.new_empty(rows, 2, dtype=_accumulated(x))
+
+
+@torch.library.register_fake("tzn_native::gated_add_layer_norm")
+def _gated_add_layer_norm(x, index, branch, gate, weight, bias, eps):  # type: ignore[no-untyped-def]
+    return torch.empty_like(branch), torch.empty_like(branch), x.new_empty(branch.shape[0], 2, dtype=_accumulated(x))
+
+
+@torch.library.register_fake("tzn_native::layer_norm_backward")
+def _layer_norm_backward(grad, x, index, weight, stats, dx):  # type: ignore[no-untyped-def]
+    return torch.empty_like(weight), torch.empty_like(weight)
+
+
+@torch.library.register_fake("tzn_native::gated_scatter")
+def _gated_scatter(x, index, y, branch, gate):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("tzn_native::gate_backward")
+def _gate_backward(grad, index, branch, gate, gather):  # type: ignore[no-untyped-def]
+    return torch.empty_like(branch), grad.new_empty(branch.shape[0], dtype=_accumulated(grad))

@@ -1,0 +1,68 @@
+// Rows of chosen tokens: gather with LayerNorm, gated residual, scatter, and their gradients (tzn/ops/native_block.py).
+//
+// `index` picks rows of the [N, D] residual stream in ascending order; without it all rows are meant.
+#pragma once
+
+#include "simd_level.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace tzn {
+
+template <typename Scalar> struct AccumulateType { using type = float; };
+template <> struct AccumulateType<double> { using type = double; };
+template <typename Scalar> using Accumulate = typename AccumulateType<Scalar>::type;
+
+constexpr int64_t ROW_CHUNK = 64;  // rows of one unit of work; sums over rows are made per chunk, then over chunks in order
+
+// y = x + gate * branch where there is a branch, else y = x; out = LayerNorm(y).
+template <typename Scalar> struct NormTask {
+  using F = Accumulate<Scalar>;
+  const Scalar *x, *branch;   // [N, D]; [S, D] or null
+  const int64_t* index;       // [S] or null
+  const F* gate;              // [N] or null: 1
+  const F *weight, *bias;     // [D]
+  F eps;
+  int64_t width;
+  Scalar *y, *out;            // [S, D]; y may be null
+  F* stats;                   // [S, 2]: mean, 1 / standard deviation
+};
+
+// dx[index] += gradient of LayerNorm; parts: [chunks, 2, D] sums for weight and bias.
+template <typename Scalar> struct NormBackwardTask {
+  using F = Accumulate<Scalar>;
+  const Scalar *grad, *x;     // [S, D], [N, D]
+  const int64_t* index;
+  const F *weight, *stats;
+  int64_t rows, width;
+  Scalar* dx;                 // [N, D]
+  F* parts;
+};
+
+// out = x, but y + gate * branch in the rows of `index`.
+template <typename Scalar> struct ScatterTask {
+  using F = Accumulate<Scalar>;
+  const Scalar *x, *y, *branch;  // [N, D], [A, D], [A, D]
+  const int64_t* index;
+  int64_t chosen;                // A
+  const F* gate;
+  int64_t width;
+  Scalar* out;                   // [N, D]
+};
+
+// dbranch = gate * grad[index], dgate = grad[index] . branch.
+template <typename Scalar> struct GateBackwardTask {
+  using F = Accumulate<Scalar>;
+  const Scalar *grad, *branch;   // [N, D] ([A, D] without gather), [A, D]
+  const int64_t *index, *gate_index;  // of grad and of gate, or null
+  const F* gate;                      // [N]
+  int64_t width;
+  Scalar* dbranch;               // [A, D]
+  F* dgate;                      // [A]
+};
+
+}  // namespace tzn
