@@ -31,15 +31,17 @@ template <typename F> struct Vote {
 };
 
 // Votes t - d(t) of the steps within `window` of the crossing, as far as they land within it; the others vote for the
-// crossing itself with an infinite scale.
+// crossing itself with an infinite scale: all those outside of the recording, of which there is one at least, by one vote.
 template <typename F>
 void cast_votes(const Field<F>& field, F position, int64_t window, std::vector<Vote<F>>& votes) {
   const F infinity = std::numeric_limits<F>::infinity(), reach = static_cast<F>(window);
-  const auto first = static_cast<int64_t>(std::floor(position)) - window;
-  votes.clear();
-  for (int64_t t = first; t <= first + 2 * window + 1; ++t) {
+  votes.assign(1, {position, infinity});
+  if (!std::isfinite(position)) return;  // a distance of -inf: no step is near
+  const auto floor = static_cast<int64_t>(std::floor(position));
+  const int64_t last = std::min(floor + window + 1, field.steps - 1);
+  for (int64_t t = std::max<int64_t>(floor - window, 0); t <= last; ++t) {
     Vote<F> vote{position, infinity};
-    if (t >= 0 && t < field.steps && field.counts(t) && std::abs(static_cast<F>(t) - position) <= reach) {
+    if (field.counts(t) && std::abs(static_cast<F>(t) - position) <= reach) {
       const F place = static_cast<F>(t) - field.distance[t];
       if (std::abs(place - position) <= reach) vote = {place, field.scale[t]};
     }

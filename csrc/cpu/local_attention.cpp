@@ -28,6 +28,11 @@ void check_rows(const Tensor& x, const Tensor& like, const char* name) {
   check(x.size(-1) <= 1 || x.stride(-1) == 1, name, "adjacent elements in the last dimension");
 }
 
+// Results need elements of their own: threads write them side by side.
+void check_written(const Tensor& x, const char* name) {
+  for (int64_t i = 0; i < x.dim(); ++i) check(x.size(i) <= 1 || x.stride(i) != 0, name, "a tensor that is not expanded");
+}
+
 // The same rows except for their number: q and k of packed attention.
 void check_alike(const Tensor& q, const Tensor& k) {
   const int64_t rows = q.dim() == 4 ? 2 : 0;
@@ -147,6 +152,7 @@ void forward_any(
     const Tensor& out) {
   check_alike(q, k);
   check_rows(q, q, "q"), check_rows(out, q, "out"), check_rows(k, k, "k"), check_rows(v, k, "v");
+  check_written(out, "out");
   switch (q.scalar_type()) {
     case ScalarType::Float: return forward<float>(plan, q, k, v, bias, out);
     case ScalarType::Double: return forward<double>(plan, q, k, v, bias, out);
@@ -218,6 +224,7 @@ void backward_any(
   check_alike(q, k);
   check_rows(q, q, "q"), check_rows(grad, q, "grad"), check_rows(to.dq, q, "dq");
   check_rows(k, k, "k"), check_rows(v, k, "v"), check_rows(to.dk, k, "dk"), check_rows(to.dv, k, "dv");
+  check_written(to.dq, "dq"), check_written(to.dk, "dk"), check_written(to.dv, "dv");
   switch (q.scalar_type()) {
     case ScalarType::Float: return backward<float>(plan, grad, q, k, v, bias, to);
     case ScalarType::Double: return backward<double>(plan, grad, q, k, v, bias, to);

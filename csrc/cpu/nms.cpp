@@ -196,13 +196,14 @@ std::tuple<Tensor, Tensor, Tensor> suppress_groups(
 template <typename F> TZN_MULTIVERSION bool plain(const Tensor& segments, const Tensor& scores) {
   const F *ends = data<F>(segments), *score = data<F>(scores);
   const F infinity = std::numeric_limits<F>::infinity();
+  const F far = std::numeric_limits<F>::max() / 8;  // sums of two lengths stay finite
   int64_t odd = 0;
-  for (int64_t i = 0; i < 2 * segments.size(0); ++i) odd += !(ends[i] > -infinity && ends[i] < infinity);
+  for (int64_t i = 0; i < 2 * segments.size(0); ++i) odd += !(ends[i] > -far && ends[i] < far);
   for (int64_t i = 0; i < scores.size(0); ++i) odd += !(score[i] >= F(0) && score[i] < infinity);
   return odd == 0;
 }
 
-// Whether all numbers are finite and no score is negative: then scores only fall.
+// Whether all numbers are finite, and so are all lengths, and no score is negative: then scores only fall.
 bool plain_candidates(Tensor segments, Tensor scores) {
   check_candidates(segments, scores);
   segments = torch::stable::contiguous(segments);

@@ -52,10 +52,11 @@ std::vector<int64_t> clustered(const F* segments, const int64_t* members, int64_
   std::vector<int64_t> key(count), begin(OCTAVES * bins + 1);
   for (int64_t n = 0; n < count; ++n) {
     const F start = segments[2 * order[n]], end = segments[2 * order[n] + 1];
-    int octave;
+    int octave = 0;
     std::frexp(static_cast<double>(end - start), &octave);
-    const auto bin = static_cast<int64_t>((start - first) * bins_per_unit);
-    key[n] = std::min(std::max<int64_t>(octave + 8, 0), OCTAVES - 1) * bins + std::min(std::max<int64_t>(bin, 0), bins - 1);
+    const F place = (start - first) * bins_per_unit;  // NaN where bins_per_unit overflows; then any bin will do
+    const int64_t bin = place > F(0) ? static_cast<int64_t>(std::min(place, static_cast<F>(bins - 1))) : 0;
+    key[n] = std::min(std::max<int64_t>(octave + 8, 0), OCTAVES - 1) * bins + bin;
     ++begin[key[n] + 1];
   }
   for (size_t k = 1; k < begin.size(); ++k) begin[k] += begin[k - 1];

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tzn.ops import dispatch, library
-from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, checks_values, fail
+from tzn.ops.checks import check_count, check_device, check_floating, check_mask, check_shape, checks_values, fail
 from tzn.reference import Crossings
 
 ESTIMATORS = ("vote_median", "vote_mean", "crossing")
@@ -42,14 +42,14 @@ def boundary_crossings(
         ValueError: wrong shape or dtype, unknown estimator, scale not positive, NaN distance at a valid step.
     """
     check_floating("distance", distance)
+    check_floating("scale", scale)
     check_shape("distance", distance, "[B, T]", None, None)
     check_shape("scale", scale, f"the shape of distance {tuple(distance.shape)}", *distance.shape)
     check_device("scale", scale, distance.device)
     check_mask("mask", mask, distance.shape[0], distance.shape[1], distance.device)
     if estimator not in ESTIMATORS:
         fail("estimator", repr(estimator), f"one of {', '.join(ESTIMATORS)}")
-    if vote_window < 1:
-        fail("vote_window", vote_window, ">= 1")
+    check_count("vote_window", vote_window, 1)
     if checks_values(distance):
         valid = slice(None) if mask is None else mask
         if bool(distance[valid].isnan().any()):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tzn.ops import dispatch, library
-from tzn.ops.checks import check_floating, check_shape, checks_values, fail
+from tzn.ops.checks import check_count, check_device, check_floating, check_shape, checks_values, fail
 from tzn.reference import Candidates, Crossings, Segments
 
 
@@ -26,10 +26,12 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
     check_floating("scores", scores)
     check_shape("scores", scores, "[P, C]", None, None)
     check_shape("level", level, f"[P] = [{scores.shape[0]}]", scores.shape[0])
-    if topk < 1:
-        fail("topk", topk, ">= 1")
+    check_device("level", level, scores.device)
+    check_count("topk", topk, 1)
     if checks_values(scores) and bool(scores.isnan().any()):
         fail("scores", "NaN", "probabilities")
+    if level.dtype != torch.int64:
+        fail("level", str(level.dtype), "torch.int64")
     if torch.compiler.is_compiling():
         return Candidates(*library.select_candidates(scores, level, min_score, topk))
     return dispatch.select_candidates(scores, level, min_score=min_score, topk=topk)
@@ -62,15 +64,20 @@ def decode_segments(
     Raises:
         ValueError: wrong shapes, only one of starts and ends, crossings of several recordings.
     """
-    check_floating("offset", offset)
+    for name, tensor in (("position", position), ("offset", offset), ("offset_std", offset_std)):
+        check_floating(name, tensor)
+        check_device(name, tensor, position.device)
     check_shape("position", position, "[N]", None)
     count = position.shape[0]
     check_shape("offset", offset, f"[N, 2] = [{count}, 2]", count, 2)
     check_shape("offset_std", offset_std, f"[N, 2] = [{count}, 2]", count, 2)
     if (starts is None) != (ends is None):
         fail("starts, ends", "only one of them", "both or neither")
-    for name, crossings in (("starts", starts), ("ends", ends)):
-        _check_one_recording(name, crossings)
+    if not snap_sigmas > 0:
+        fail("snap_sigmas", snap_sigmas, "> 0")
+    if starts is not None and ends is not None:
+        _check_one_recording("starts", starts, position.device)
+        _check_one_recording("ends", ends, position.device)
     if torch.compiler.is_compiling():
         first, last = ([] if c is None else list(c) for c in (starts, ends))
         return Segments(*library.decode_segments(position, offset, offset_std, first, last, snap_sigmas))
@@ -96,16 +103,25 @@ def pair_segments(
     check_floating("class_scores", class_scores)
     check_shape("class_scores", class_scores, "[T, C]", None, None)
     for name, value in (("max_ends", max_ends), ("topk", topk)):
-        if value < 1:
-            fail(name, value, ">= 1")
-    _check_one_recording("starts", starts)
-    _check_one_recording("ends", ends)
+        check_count(name, value, 1)
+    _check_one_recording("starts", starts, class_scores.device)
+    _check_one_recording("ends", ends, class_scores.device)
     if torch.compiler.is_compiling():
         found = library.pair_segments(list(starts), list(ends), class_scores, max_ends, topk)
         return Segments(found[0], found[1]), found[2], found[3]
     return dispatch.pair_segments(starts, ends, class_scores, max_ends=max_ends, topk=topk)
 
 
-def _check_one_recording(name: str, crossings: Crossings | None) -> None:
-    if crossings is not None and crossings.position.shape[0] != 1:
-        fail(name, f"crossings of {crossings.position.shape[0]} recordings", "[1, K], one recording")
+def _check_one_recording(name: str, crossings: Crossings, device: torch.device) -> None:
+    if not isinstance(crossings, Crossings):
+        raise TypeError(f"{name}: got {type(crossings).__name__}, expected Crossings")
+    check_shape(f"{name}.position", crossings.position, "[1, K], one recording", 1, None)
+    capacity = crossings.position.shape[1]
+    for field in ("position", "std", "slope"):
+        check_floating(f"{name}.{field}", getattr(crossings, field))
+        check_shape(f"{name}.{field}", getattr(crossings, field), f"[1, K] = [1, {capacity}]", 1, capacity)
+        check_device(f"{name}.{field}", getattr(crossings, field), device)
+    check_shape(f"{name}.count", crossings.count, "[1]", 1)
+    check_device(f"{name}.count", crossings.count, device)
+    if checks_values(crossings.count) and not 0 <= int(crossings.count[0]) <= capacity:
+        fail(f"{name}.count", int(crossings.count[0]), f"0 to {capacity}, as many as there are places")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tzn import reference
 from tzn.ops import dispatch, library
-from tzn.ops.checks import check_floating, check_mask, check_shape, check_window, checks_values, fail
+from tzn.ops.checks import check_count, check_floating, check_mask, check_shape, check_window, checks_values, fail
 from tzn.reference import ActiveTokens
 
 
@@ -25,8 +25,7 @@ def depth_gates(tau: Tensor, num_layers: int) -> Tensor:
         ValueError: tau not floating or outside [0, 1], or ``num_layers`` < 1.
     """
     check_floating("tau", tau)
-    if num_layers < 1:
-        fail("num_layers", num_layers, "a positive integer")
+    check_count("num_layers", num_layers, 1)
     if checks_values(tau) and tau.numel() and not bool(((tau >= 0) & (tau <= 1)).all()):
         fail("tau", f"values from {float(tau.min()):g} to {float(tau.max()):g}", "depths in [0, 1]")
     return reference.depth_gates(tau, num_layers)

@@ -44,7 +44,9 @@ def local_attention(
     """
     check_floating("q", q)
     check_shape("q", q, "[B, H, T, D]", None, None, None, None)
-    batch, heads, steps, _ = q.shape
+    batch, heads, steps, width = q.shape
+    if width == 0:
+        fail("q", f"shape {tuple(q.shape)}", "[B, H, T, D] with D >= 1")
     for name, tensor in (("k", k), ("v", v)):
         check_shape(name, tensor, f"the shape of q {tuple(q.shape)}", *q.shape)
         check_device(name, tensor, q.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,16 @@ def build_facts() -> dict[str, Any]:
         return {}
 
 
+def _library() -> Path | None:
+    """The package's own library, or the file named by ``TZN_NATIVE_LIBRARY``: another build of the same sources."""
+    chosen = os.environ.get("TZN_NATIVE_LIBRARY")
+    return Path(chosen) if chosen else next(iter(sorted(PACKAGE.glob("_native.*so"))), None)
+
+
 @cache
 def missing_reason() -> str | None:
     """Loads the library on the first call; None when its ops can be used, otherwise why not."""
-    library = next(iter(sorted(PACKAGE.glob("_native.*so"))), None)
+    library = _library()
     if library is None:
         reason = build_facts().get("reason", "this installation was made without them")
         return f"compiled CPU kernels are not built ({reason}); see 'Install' in the README"

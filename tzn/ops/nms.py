@@ -108,7 +108,7 @@ def batched_nms(
     _check(segments, scores, iou_threshold, min_score, sigma)
     check_shape("labels", labels, f"[N] = [{scores.shape[0]}]", scores.shape[0])
     check_device("labels", labels, segments.device)
-    if labels.is_floating_point():
+    if labels.is_floating_point() or labels.is_complex():
         fail("labels", str(labels.dtype), "an integer tensor")
     if method not in SOFT_METHODS:
         fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
@@ -134,5 +134,5 @@ def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: fl
     for name, value in (("iou_threshold", iou_threshold), ("min_score", min_score)):
         if not value >= 0:
             fail(name, value, ">= 0")
-    if not sigma > 0:
-        fail("sigma", sigma, "> 0")
+    if not sigma >= torch.finfo(segments.dtype).tiny:  # smaller ones round to 0, and 0 / 0 is NaN
+        fail("sigma", sigma, f"> 0 in {segments.dtype}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops.checks import check_floating, check_shape, checks_values, fail
+from tzn.ops.checks import check_count, check_floating, check_shape, checks_values, fail
 
 
 def signed_distance(boundaries: Tensor, num_steps: int, radius: float) -> Tensor:
@@ -51,7 +51,6 @@ def region_distance(segments: Tensor, num_steps: int, radius: float) -> Tensor:
 
 
 def _check_extent(num_steps: int, radius: float) -> None:
-    if num_steps < 0:
-        fail("num_steps", num_steps, ">= 0")
+    check_count("num_steps", num_steps, 0)
     if not radius > 0:
         fail("radius", radius, "> 0")

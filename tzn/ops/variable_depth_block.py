@@ -37,14 +37,14 @@ def variable_depth_block(
     check_floating("x", x)
     check_shape("x", x, "[B, T, D]", None, None, None)
     batch, steps, width = x.shape
+    _check_weights(weights, x)
     heads, window = weights.position_bias.shape
-    if width % heads or window % 2 == 0:
+    if width == 0 or heads == 0 or width % heads or window % 2 == 0:
         fail("weights.position_bias", f"shape {(heads, window)}", f"[H, w] with H dividing {width} and w odd")
     check_shape("weights.query_weight", weights.query_weight, f"[D, D] = [{width}, {width}]", width, width)
     check_shape("weights.key_value_weight", weights.key_value_weight, f"[2 D, D] with D = {width}", 2 * width, width)
     check_shape("weights.up_weight", weights.up_weight, f"[M, D] with D = {width}", None, width)
     check_shape("weights.down_weight", weights.down_weight, f"[D, M] with D = {width}", width, None)
-    check_device("weights.query_weight", weights.query_weight, x.device)
     check_mask("mask", mask, batch, steps, x.device)
     if gate is not None:
         check_floating("gate", gate)
@@ -57,6 +57,15 @@ def variable_depth_block(
     if as_one_node():
         return _opaque(x, gate, list(weights), mask)
     return _run(x, gate, weights, mask)
+
+
+def _check_weights(weights: BlockWeights, x: Tensor) -> None:
+    if not isinstance(weights, tuple) or len(weights) != len(BlockWeights._fields):
+        raise TypeError(f"weights: got {type(weights).__name__}, expected BlockWeights")
+    for name, tensor in zip(BlockWeights._fields, weights, strict=True):
+        check_floating(f"weights.{name}", tensor)
+        check_device(f"weights.{name}", tensor, x.device)
+    check_shape("weights.position_bias", weights.position_bias, "[H, w]", None, None)
 
 
 def _run(x: Tensor, gate: Tensor | None, weights: BlockWeights, mask: Tensor | None) -> Tensor:

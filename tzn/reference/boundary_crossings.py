@@ -57,7 +57,8 @@ def _votes(
 ) -> tuple[Tensor, Tensor]:
     """Votes ``[N, 2 W + 2]`` around every crossing and their scales, +inf where no vote is cast."""
     steps = distance.shape[1]
-    around = position.detach().floor().long()[:, None] + torch.arange(-window, window + 2, device=distance.device)
+    reach = min(window, steps)  # a wider window reaches every step as well
+    around = position.detach().floor().long()[:, None] + torch.arange(-reach, reach + 2, device=distance.device)
     inside = (around >= 0) & (around < steps) & ((around - position[:, None]).abs() <= window)
     around = around.clamp(0, steps - 1)
     row = field[:, None]

@@ -105,7 +105,7 @@ def pair_segments(
     if num_starts == 0 or num_ends == 0:
         return empty
     first = torch.searchsorted(end, begin.contiguous(), right=True)
-    partner = first[:, None] + torch.arange(max_ends, device=begin.device)
+    partner = first[:, None] + torch.arange(min(max_ends, num_ends), device=begin.device)
     row, column = (partner < num_ends).nonzero(as_tuple=True)
     if row.numel() == 0:
         return empty

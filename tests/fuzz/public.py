@@ -1,0 +1,263 @@
+"""Every function of ``tzn.ops`` with random arguments, and what its answer must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attention import check_dense, dense_arguments
+from block import block_arguments, variable_depth_block
+from compare import all_ordinary, assert_near, assert_same, double, elsewhere, ordinary
+from inputs import FLOATS, Random
+from torch import Tensor
+
+from tzn import ops, reference
+
+Arguments = dict[str, Any]
+Check = Callable[[Random], None]
+
+
+def gate_arguments(rng: Random) -> Arguments:
+    batch, steps = rng.size(3), rng.size(70)
+    gate = rng.uniform(batch, steps, dtype=rng.choice(FLOATS)) * rng.mask(batch, steps)
+    return {"gate": gate, "window": 2 * rng.size(12) + 1, "mask": rng.maybe(lambda: rng.mask(batch, steps))}
+
+
+def field_arguments(rng: Random) -> Arguments:
+    """Noisy distance fields with several crossings."""
+    fields, steps, dtype = rng.size(3), rng.size(70), rng.choice((torch.float32, torch.float64))
+    boundaries = steps * rng.uniform(fields, rng.size(8)).sort(dim=1).values
+    distance = reference.signed_distance(boundaries, steps, 12.0) + 0.8 * rng.normal(fields, steps)
+    return {
+        "distance": distance.to(dtype), "scale": (0.2 + rng.uniform(fields, steps)).to(dtype),
+        "estimator": rng.choice(("vote_median", "vote_mean", "crossing")), "vote_window": rng.integer(1, 6),
+        "min_slope": 0.1, "mask": rng.maybe(lambda: rng.mask(fields, steps)),
+    }  # fmt: skip
+
+
+def median_may_jump(scale: Tensor, estimator: str) -> bool:
+    """Whether scales repeat, so that half of the weight may lie on either side, up to rounding: any median will do."""
+    return estimator == "vote_median" and scale.numel() > 0 and len(scale.unique()) < scale.numel()
+
+
+def candidates(rng: Random, dtype: torch.dtype, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Segments, some of no length and some equal; scores, some equal; labels of a few classes."""
+    count = rng.size(150) if count is None else count
+    start = 50 * rng.uniform(count, dtype=dtype)
+    length = 10 * rng.uniform(count, dtype=dtype) * rng.mask(count)
+    if rng.chance(0.3):
+        start, length = start.round(), length.round()
+    scores = rng.uniform(count, dtype=dtype)
+    scores = (scores * 8).round() / 8 if rng.chance(0.3) else scores
+    return torch.stack([start, start + length], 1), scores, torch.randint(4, (count,), generator=rng.torch)
+
+
+def assert_scores(given: Tensor, wanted: Tensor) -> None:
+    """Equal bit by bit but in float64, where two exponential functions may differ in the last place."""
+    if given.dtype == torch.float64:
+        torch.testing.assert_close(given, wanted, rtol=1e-12, atol=0, equal_nan=True)
+    else:
+        assert_same(given, wanted, "scores")
+
+
+def _soft_nms(a: Arguments) -> Check:
+    index, score = ops.soft_nms(**a)
+
+    def check(rng: Random) -> None:
+        if not elsewhere(a):
+            wanted = reference.soft_nms(**a)
+            assert_same(index, wanted[0], "picks")
+            assert_scores(score, wanted[1])
+
+    return check
+
+
+def _as_reference(name: str) -> Callable[[Arguments], Check]:
+    """Calls the op; the check calls the definition with the same arguments."""
+
+    def call(a: Arguments) -> Check:
+        out = getattr(ops, name)(**a)
+
+        def check(rng: Random) -> None:
+            if not elsewhere(a):
+                assert_same(out, getattr(reference, name)(**a), name)
+
+        return check
+
+    return call
+
+
+def _active_tokens(a: Arguments) -> Check:
+    out = ops.active_tokens(**a)
+
+    def check(rng: Random) -> None:
+        if not elsewhere(a):
+            window = min(a["window"], 2 * a["gate"].shape[1] + 1)
+            assert_same(out, reference.active_tokens(a["gate"], window, a["mask"]), "tokens")
+
+    return check
+
+
+def _depth_gates(a: Arguments) -> Check:
+    out = ops.depth_gates(**a)
+
+    def check(rng: Random) -> None:
+        if not elsewhere(a):
+            layer = torch.arange(a["num_layers"], dtype=torch.float64)
+            wanted = (a["num_layers"] * a["tau"].detach().double()[..., None] - layer).clamp(0, 1)
+            size = a["num_layers"] * torch.finfo(out.dtype).eps / torch.finfo(torch.float32).eps
+            assert_near(out, wanted, "gates", size=size, inner=torch.float32)
+
+    return check
+
+
+def _distance(name: str) -> Callable[[Arguments], Check]:
+    def call(a: Arguments) -> Check:
+        out = getattr(ops, name)(**a)
+
+        def check(rng: Random) -> None:
+            places = next(iter(a.values()))
+            if elsewhere(a) or places.dtype not in (torch.float32, torch.float64) or a["num_steps"] > 10_000:
+                return
+            places = (places.flatten() if name == "region_distance" else places).detach().double()
+            places = torch.where(places.isfinite(), places, torch.inf)
+            apart = (torch.arange(a["num_steps"]).double()[:, None] - places[..., None, :]).abs()
+            nearest = torch.cat([apart, torch.full_like(apart[..., :0].sum(-1, keepdim=True), torch.inf)], -1).amin(-1)
+            assert_near(out.abs(), nearest.clamp(max=a["radius"]), "size of the distance", size=a["num_steps"] + 1)
+
+        return check
+
+    return call
+
+
+def _boundary_crossings(a: Arguments) -> Check:
+    out = ops.boundary_crossings(**a)
+
+    def check(rng: Random) -> None:
+        tame = not elsewhere(a) and all_ordinary(a["distance"], a["scale"]) and bool((a["scale"] > 1e-3).all())
+        if tame and not median_may_jump(a["scale"], a["estimator"]):
+            wanted = reference.boundary_crossings(**a)
+            assert torch.equal(out.count, wanted.count)
+            for given, exact in zip(out[:3], wanted[:3], strict=True):
+                assert_near(given, exact, "crossings", size=1000)
+
+    return check
+
+
+def _selection_arguments(rng: Random) -> Arguments:
+    points = rng.size(60)
+    level = torch.randint(4, (points,), generator=rng.torch)
+    scores = rng.uniform(points, rng.size(5), dtype=rng.choice(FLOATS))
+    return {"scores": scores, "level": level, "min_score": 0.3, "topk": max(rng.size(9), 1)}
+
+
+def _crossings(rng: Random, dtype: torch.dtype) -> ops.Crossings:
+    places = rng.size(9)
+    count = torch.tensor([rng.size(places)])
+    position = (60 * rng.uniform(1, places, dtype=dtype)).sort().values
+    position[:, int(count) :] = torch.inf
+    return ops.Crossings(position, rng.uniform(1, places, dtype=dtype), torch.ones(1, places, dtype=dtype), count)
+
+
+def _decode_arguments(rng: Random) -> Arguments:
+    count, dtype, both = rng.size(40), rng.choice((torch.float32, torch.float64)), rng.chance(0.7)
+    offset = 10 * rng.uniform(count, 2, dtype=dtype)
+    return {
+        "position": 60 * rng.uniform(count, dtype=dtype), "offset": offset,
+        "offset_std": 3 * rng.uniform(count, 2, dtype=dtype), "starts": _crossings(rng, dtype) if both else None,
+        "ends": _crossings(rng, dtype) if both else None, "snap_sigmas": 3.0,
+    }  # fmt: skip
+
+
+def _pair_arguments(rng: Random) -> Arguments:
+    dtype = rng.choice((torch.float32, torch.float64))
+    scores = rng.uniform(rng.size(60), rng.size(5), dtype=dtype)
+    return {
+        "starts": _crossings(rng, dtype), "ends": _crossings(rng, dtype), "class_scores": scores,
+        "max_ends": max(rng.size(5), 1), "topk": max(rng.size(30), 1),
+    }  # fmt: skip
+
+
+def _segment_iou(a: Arguments) -> Check:
+    out = ops.segment_iou(**a)
+
+    def check(rng: Random) -> None:
+        if not elsewhere(a) and all_ordinary(a["a"], a["b"]) and out.dtype in (torch.float32, torch.float64):
+            wanted = reference.segment_iou(double(a["a"]), double(a["b"]), a["kind"])
+            long = (a["a"][:, 1] - a["a"][:, 0] > 1)[:, None] & (a["b"][:, 1] - a["b"][:, 0] > 1)[None]
+            assert out.shape == wanted.shape
+            assert_near(out[long], wanted[long], "iou", size=100)
+            assert ((out.detach() <= 1 + 1e-6) | out.isnan()).all()
+
+    return check
+
+
+def _suppression(kind: str) -> Callable[[Random], Arguments]:
+    def make(rng: Random) -> Arguments:
+        segments, scores, labels = candidates(rng, rng.choice(FLOATS))
+        common = {"segments": segments, "scores": scores, "iou_threshold": rng.python.random(), "min_score": 0.01}
+        cap = {"max_seg_num": rng.choice((0, 1, 20, 500))}
+        if kind == "nms":
+            return {**common, **cap}
+        soft = {"sigma": rng.choice((0.1, 0.5, 2.0)), "method": rng.choice(("gaussian", "linear"))}
+        if kind == "soft_nms":
+            return {**common, **cap, **soft}
+        flags = {n: rng.chance(0.5) for n in ("use_soft_nms", "multiclass", "per_class_voting")}
+        return {**common, **cap, **soft, **flags, "labels": labels, "voting_thresh": rng.choice((0.0, 0.5, 0.9))}
+
+    return make
+
+
+def _batched_nms(a: Arguments) -> Check:
+    out = ops.batched_nms(**a)
+
+    def check(rng: Random) -> None:
+        if elsewhere(a):
+            return
+        same = {n: x for n, x in a.items() if n not in ("use_soft_nms", "method")}
+        wanted = reference.batched_nms(**same, method=a["method"] if a["use_soft_nms"] else "hard")
+        assert_same(out[2], wanted[2], "labels")
+        assert_scores(out[1], wanted[1])
+        if a["segments"].dtype in (torch.float32, torch.float64) and bool(ordinary(a["segments"]).all()):
+            assert_near(out[0], wanted[0], "segments", size=1000)
+
+    return check
+
+
+def _local_attention(a: Arguments) -> Check:
+    out = ops.local_attention(**a)
+    return lambda rng: None if elsewhere(a) else check_dense(a, out)
+
+
+def _two_lists(rng: Random) -> Arguments:
+    dtype = rng.choice(FLOATS)
+    a, b = (candidates(rng, dtype, rng.size(30))[0] for _ in range(2))
+    return {"a": a, "b": b, "kind": rng.choice(("iou", "diou"))}
+
+
+PUBLIC: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {
+    "active_tokens": (gate_arguments, _active_tokens),
+    "batched_nms": (_suppression("batched_nms"), _batched_nms),
+    "boundary_crossings": (field_arguments, _boundary_crossings),
+    "decode_segments": (_decode_arguments, _as_reference("decode_segments")),
+    "depth_gates": (
+        lambda rng: {"tau": rng.uniform(rng.size(3), rng.size(20), dtype=rng.choice(FLOATS)), "num_layers": rng.integer(1, 8)},
+        _depth_gates,
+    ),
+    "local_attention": (dense_arguments, _local_attention),
+    "nms": (_suppression("nms"), _as_reference("nms")),
+    "pair_segments": (_pair_arguments, _as_reference("pair_segments")),
+    "region_distance": (
+        lambda rng: {"segments": candidates(rng, torch.float32, rng.size(9))[0], "num_steps": rng.size(60), "radius": 8.0},
+        _distance("region_distance"),
+    ),
+    "segment_iou": (_two_lists, _segment_iou),
+    "select_candidates": (_selection_arguments, _as_reference("select_candidates")),
+    "signed_distance": (
+        lambda rng: {"boundaries": 60 * rng.uniform(rng.size(3), rng.size(9)), "num_steps": rng.size(60), "radius": 8.0},
+        _distance("signed_distance"),
+    ),
+    "soft_nms": (_suppression("soft_nms"), _soft_nms),
+    "variable_depth_block": (block_arguments, variable_depth_block),
+}
