@@ -72,6 +72,8 @@ def _run(
     if choose_backend(q.device) == "cpp":
         return native_attention.local_attention(q, k, v, window, mask, query_mask, bias)
     batch, heads, steps, width = q.shape
+    if bias is None:
+        window = min(window, 2 * steps + 1)  # a wider one reaches as far and takes more memory
     everything = torch.ones(batch, steps, dtype=torch.bool, device=q.device)
     valid = everything if mask is None else mask
     queries = valid if query_mask is None else valid & query_mask

@@ -31,6 +31,7 @@ def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> Acti
     active = gate > 0
     if mask is not None:
         active = active & mask
+    window = min(window, 2 * gate.shape[1] + 1)  # a wider one reaches every step as well, and takes longer
     if window > 1 and active.numel():
         near = F.max_pool1d(active.float().unsqueeze(1), window, stride=1, padding=window // 2).squeeze(1) > 0
     else:
