@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test lint aot bench clean wheel wheel-cuda cuda
+.PHONY: demo test sanitize lint aot bench clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -14,6 +14,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q --ignore=tests/kernels
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels tests/ops
+
+# The CPU kernels built with AddressSanitizer and UBSan, beside the normal ones, and the op and fuzz tests on them.
+SANITIZED := build/sanitize
+sanitize: $(STAMP)
+	TZN_SANITIZE=1 TZN_BUILD=1 $(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
+	env TZN_NATIVE_LIBRARY=$(CURDIR)/$(SANITIZED)/lib/tzn/_native.abi3.so TZN_REQUIRE_NATIVE=1 \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so) \
+	  $(BIN)/python -m pytest -q tests/ops
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

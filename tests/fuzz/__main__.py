@@ -55,7 +55,7 @@ def run_case(op: str, seed: int, number: int) -> str:
 def _limit_memory() -> None:
     """A request that is too large is to fail, not to fill the machine; the sanitizers map terabytes they never touch."""
     if "libasan" not in os.environ.get("LD_PRELOAD", ""):
-        now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
 
 

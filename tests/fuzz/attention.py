@@ -75,7 +75,13 @@ def check_dense(a: dict[str, Any], out: Tensor) -> None:
     )
     right = right_rows(a)[:, None, :, None].expand(out.shape)
     spread = 1 + scores_size(a["q"], a["k"])
-    assert_near(torch.where(right, out.detach(), 0), torch.where(right, exact, 0.0), "out", size=spread, inner=out.dtype if eager else None)
+    assert_near(
+        torch.where(right, out.detach(), 0),
+        torch.where(right, exact, 0.0),
+        "out",
+        size=spread,
+        inner=out.dtype if eager else None,
+    )
 
 
 def scores_size(q: Tensor, k: Tensor) -> float:

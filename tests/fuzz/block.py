@@ -71,7 +71,10 @@ def _check_gradients(a: dict[str, Any], wanted: Tensor) -> None:
         leaves = [x, *weights] + ([] if gate is None else [gate])
         return list(torch.autograd.grad(out, leaves, seed.to(out.dtype), allow_unused=True))
 
-    given, exact = found(ops.variable_depth_block, lambda y: y), found(reference.variable_depth_block, torch.Tensor.double)
+    given, exact = (
+        found(ops.variable_depth_block, lambda y: y),
+        found(reference.variable_depth_block, torch.Tensor.double),
+    )
     for name, g, e in zip(("x", *ops.BlockWeights._fields, "gate"), given, exact, strict=False):
         assert (g is None) == (e is None), f"gradient of {name}"
         if g is not None and e is not None:

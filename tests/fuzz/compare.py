@@ -44,7 +44,9 @@ def double(x: Any) -> Any:
     return x
 
 
-def assert_near(given: Tensor, exact: Tensor, what: str, *, size: float = 1.0, inner: torch.dtype | None = None) -> None:
+def assert_near(
+    given: Tensor, exact: Tensor, what: str, *, size: float = 1.0, inner: torch.dtype | None = None
+) -> None:
     """``given`` equals ``exact`` up to its own rounding and 40 units in the last place of ``size`` in ``inner``.
 
     ``inner`` is what the op computes in: float32, float64 for float64, unless told otherwise.

@@ -66,7 +66,9 @@ def restride(rng: Random, x: Tensor) -> Tensor:
     if kind == "stepped":
         return x.repeat_interleave(3, dim)[(slice(None),) * dim + (slice(1, None, 3),)]
     if kind == "shifted":
-        return torch.cat([x.narrow(dim, 0, min(1, x.shape[dim])), x], dim).narrow(dim, min(1, x.shape[dim]), x.shape[dim])
+        return torch.cat([x.narrow(dim, 0, min(1, x.shape[dim])), x], dim).narrow(
+            dim, min(1, x.shape[dim]), x.shape[dim]
+        )
     if kind == "flipped":
         return x.flip(dim)
     return x.narrow(dim, 0, 1).expand(x.shape) if x.shape[dim] else x
@@ -121,7 +123,9 @@ def mutate(rng: Random, x: Any) -> Any:
             return x.detach().clone().requires_grad_() if x.is_floating_point() else x
         if kind == "sparse":
             return x.to_sparse() if x.dim() else x
-        return {"dtype": x.to(rng.choice(DTYPES)), "meta": x.to("meta"), "none": rng.choice((None, 1.5, "x", [1]))}[kind]
+        return {"dtype": x.to(rng.choice(DTYPES)), "meta": x.to("meta"), "none": rng.choice((None, 1.5, "x", [1]))}[
+            kind
+        ]
     if isinstance(x, str):
         return rng.choice(("", "cubic", None, 0))
     if isinstance(x, bool):

@@ -242,20 +242,31 @@ PUBLIC: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Che
     "boundary_crossings": (field_arguments, _boundary_crossings),
     "decode_segments": (_decode_arguments, _as_reference("decode_segments")),
     "depth_gates": (
-        lambda rng: {"tau": rng.uniform(rng.size(3), rng.size(20), dtype=rng.choice(FLOATS)), "num_layers": rng.integer(1, 8)},
+        lambda rng: {
+            "tau": rng.uniform(rng.size(3), rng.size(20), dtype=rng.choice(FLOATS)),
+            "num_layers": rng.integer(1, 8),
+        },
         _depth_gates,
     ),
     "local_attention": (dense_arguments, _local_attention),
     "nms": (_suppression("nms"), _as_reference("nms")),
     "pair_segments": (_pair_arguments, _as_reference("pair_segments")),
     "region_distance": (
-        lambda rng: {"segments": candidates(rng, torch.float32, rng.size(9))[0], "num_steps": rng.size(60), "radius": 8.0},
+        lambda rng: {
+            "segments": candidates(rng, torch.float32, rng.size(9))[0],
+            "num_steps": rng.size(60),
+            "radius": 8.0,
+        },
         _distance("region_distance"),
     ),
     "segment_iou": (_two_lists, _segment_iou),
     "select_candidates": (_selection_arguments, _as_reference("select_candidates")),
     "signed_distance": (
-        lambda rng: {"boundaries": 60 * rng.uniform(rng.size(3), rng.size(9)), "num_steps": rng.size(60), "radius": 8.0},
+        lambda rng: {
+            "boundaries": 60 * rng.uniform(rng.size(3), rng.size(9)),
+            "num_steps": rng.size(60),
+            "radius": 8.0,
+        },
         _distance("signed_distance"),
     ),
     "soft_nms": (_suppression("soft_nms"), _soft_nms),

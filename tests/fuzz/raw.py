@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from attention import check_dense, dense_arguments, packed_arguments, packed_exact, scores_size
-from compare import all_ordinary, assert_near, assert_same, double, elsewhere
+from compare import all_ordinary, assert_near, assert_same, elsewhere
 from inputs import Random
 from public import assert_scores, candidates, field_arguments, gate_arguments, median_may_jump
+from raw_attention import RAW_ATTENTION, Arguments, Check, native
 
 from tzn import reference
 from tzn.ops import dispatch, native_nms
 from tzn.reference.nms import vote_segments
 
-Arguments = dict[str, Any]
-Check = Callable[[Random], None]
 METHODS = ("gaussian", "linear", "hard", "remove")
 ESTIMATORS = list(dispatch.ESTIMATORS)
-
-
-def native(op: str, a: Arguments) -> Any:
-    return getattr(torch.ops.tzn_native, op)(*a.values())
 
 
 def _active_tokens(a: Arguments) -> Check:
@@ -65,7 +58,12 @@ def _selection_arguments(rng: Random) -> Arguments:
     points = rng.size(60)
     level = torch.randint(4, (points,), generator=rng.torch)
     dtype = rng.choice((torch.float32, torch.float64))
-    return {"scores": rng.uniform(points, rng.size(5), dtype=dtype), "level": level, "min_score": 0.3, "topk": rng.size(9)}
+    return {
+        "scores": rng.uniform(points, rng.size(5), dtype=dtype),
+        "level": level,
+        "min_score": 0.3,
+        "topk": rng.size(9),
+    }
 
 
 def _select_candidates(a: Arguments) -> Check:
@@ -105,7 +103,13 @@ def _comparable(a: Arguments) -> bool:
     """Whether the definition gives the same picks: plain candidates, settings without NaN."""
     settings = [a[n] for n in ("iou_threshold", "sigma", "min_score", "above")]
     plain = a["sigma"] > 1e-30 and all(s >= 0 for s in settings)
-    return plain and all_ordinary(a["segments"]) and native_nms.serves(*(a[n].flatten(0, -2) if n == "segments" else a[n].flatten() for n in ("segments", "scores")))  # noqa: E501
+    return (
+        plain
+        and all_ordinary(a["segments"])
+        and native_nms.serves(
+            *(a[n].flatten(0, -2) if n == "segments" else a[n].flatten() for n in ("segments", "scores"))
+        )
+    )
 
 
 def _suppress_segments(a: Arguments) -> Check:
@@ -131,7 +135,9 @@ def _suppress_segments(a: Arguments) -> Check:
 def _group_arguments(rng: Random) -> Arguments:
     rows, number, groups = rng.size(3), rng.size(70), max(rng.size(4), 1)
     parts = [candidates(rng, torch.float32, number) for _ in range(rows)]
-    segments, scores, labels = (torch.stack(x) if rows else None for x in (zip(*parts, strict=True) if rows else (0, 0, 0)))
+    segments, scores, labels = (
+        torch.stack(x) if rows else None for x in (zip(*parts, strict=True) if rows else (0, 0, 0))
+    )
     if not rows:
         segments, scores, labels = torch.zeros(0, number, 2), torch.zeros(0, number), torch.zeros(0, number)
     counts = torch.randint(number + 1, (rows,), generator=rng.torch)
@@ -173,7 +179,9 @@ def _plain_candidates(a: Arguments) -> Check:
 
     def check(rng: Random) -> None:
         served = a["scores"].dtype in (torch.float32, torch.float64)
-        finite = served and bool(a["segments"].isfinite().all() and a["scores"].isfinite().all() and (a["scores"] >= 0).all())
+        finite = served and bool(
+            a["segments"].isfinite().all() and a["scores"].isfinite().all() and (a["scores"] >= 0).all()
+        )
         assert finite or not plain
         assert plain or not (finite and all_ordinary(a["segments"]))
 
@@ -206,74 +214,6 @@ def _vote_segments(a: Arguments) -> Check:
     return check
 
 
-def _local_arguments(rng: Random) -> Arguments:
-    a = dense_arguments(rng)
-    compute = torch.float64 if a["q"].dtype == torch.float64 else torch.float32
-    a["bias"] = None if a["bias"] is None else a["bias"].to(compute)
-    return {**a, "out": torch.empty_like(a["q"])}
-
-
-def _local_attention(a: Arguments) -> Check:
-    native("local_attention", a)
-    return lambda rng: None if elsewhere(a) else check_dense(a, a["out"])
-
-
-def _with_gradients(a: Arguments) -> Arguments:
-    """Adds the incoming gradient in front, and where to write the others at the end."""
-    rows = {n: torch.empty_like(a[n[1:]]) for n in ("dq", "dk", "dv")}
-    grad = torch.ones_like(a["q"]) * torch.linspace(-1, 1, max(a["q"].shape[-1], 1)).to(a["q"].dtype)
-    dbias = None if a["bias"] is None else torch.empty_like(a["bias"])
-    return {"grad": grad, **{n: x for n, x in a.items() if n != "out"}, **rows, "dbias": dbias}
-
-
-def _packed_attention(a: Arguments) -> Check:
-    native("packed_local_attention", a)
-
-    def check(rng: Random) -> None:
-        if not elsewhere(a) and all_ordinary(*(a[n] for n in ("q", "k", "v", "bias"))):
-            assert_near(a["out"], packed_exact(a), "out", size=1 + scores_size(a["q"], a["k"]))
-
-    return check
-
-
-def _attention_backward(op: str, exact: Callable[[Arguments], torch.Tensor]) -> Callable[[Arguments], Check]:
-    names = ["q", "k", "v", "bias"]
-
-    def call(a: Arguments) -> Check:
-        native(op, a)
-
-        def check(rng: Random) -> None:
-            if elsewhere(a) or not all_ordinary(*(a[n] for n in (*names, "grad"))):
-                return
-            used = [n for n in names if a[n] is not None]
-            leaves = {n: double(a[n]).clone().requires_grad_() for n in used}
-            found = torch.autograd.grad(
-                exact({**a, **leaves}), list(leaves.values()), double(a["grad"]), allow_unused=True
-            )
-            for name, wanted in zip(used, found, strict=True):
-                if a[f"d{name}"] is not None:
-                    wanted = torch.zeros_like(leaves[name]) if wanted is None else wanted
-                    terms = 1 + a["q"].numel() / max(a["q"].shape[-1], 1)
-                    size = (1 + scores_size(a["q"], a["k"])) * (terms if name == "bias" else a["window"] + 1)
-                    assert_near(a[f"d{name}"], wanted, f"d{name}", size=size)
-
-        return check
-
-    return call
-
-
-def _dense_exact(a: Arguments) -> torch.Tensor:
-    window = a["window"] if a["bias"] is not None else min(a["window"], 2 * a["q"].shape[2] + 1)
-    return reference.local_attention(
-        a["q"], a["k"], a["v"], window, mask=a["mask"], query_mask=a["query_mask"], bias=a["bias"]
-    )
-
-
-def _packed_arguments(rng: Random) -> Arguments:
-    a = packed_arguments(rng)
-    return {**a, "out": torch.empty_like(a["q"])}
-
-
 RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {
     "native.active_tokens": (gate_arguments, _active_tokens),
     "native.boundary_crossings": (_crossing_arguments, _boundary_crossings),
@@ -281,18 +221,11 @@ RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]
     "native.suppress_segments": (_suppress_arguments, _suppress_segments),
     "native.suppress_groups": (_group_arguments, _suppress_groups),
     "native.plain_candidates": (
-        lambda rng: dict(zip(("segments", "scores"), candidates(rng, rng.choice((torch.float32, torch.float64))), strict=False)),
+        lambda rng: dict(
+            zip(("segments", "scores"), candidates(rng, rng.choice((torch.float32, torch.float64))), strict=False)
+        ),
         _plain_candidates,
     ),
     "native.vote_segments": (_vote_arguments, _vote_segments),
-    "native.local_attention": (_local_arguments, _local_attention),
-    "native.local_attention_backward": (
-        lambda rng: _with_gradients(_local_arguments(rng)),
-        _attention_backward("local_attention_backward", _dense_exact),
-    ),
-    "native.packed_local_attention": (_packed_arguments, _packed_attention),
-    "native.packed_local_attention_backward": (
-        lambda rng: _with_gradients(_packed_arguments(rng)),
-        _attention_backward("packed_local_attention_backward", packed_exact),
-    ),
+    **RAW_ATTENTION,
 }

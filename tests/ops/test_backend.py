@@ -39,6 +39,7 @@ def test_compiled_kernels_do_not_pretend_to_serve_other_devices(monkeypatch):
 
 def test_without_a_library_the_ops_run_on_the_reference_and_say_why(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "PACKAGE", tmp_path)
+    monkeypatch.delenv("TZN_NATIVE_LIBRARY", raising=False)
     native.missing_reason.cache_clear()
     try:
         monkeypatch.setenv("TZN_BACKEND", "auto")
@@ -48,6 +49,9 @@ def test_without_a_library_the_ops_run_on_the_reference_and_say_why(monkeypatch,
         native.missing_reason.cache_clear()
         assert "does not load" in ops.backends()["cpp"]
         assert ops.choose_backend() == "reference"
+        monkeypatch.setenv("TZN_NATIVE_LIBRARY", str(tmp_path / "other.so"))
+        native.missing_reason.cache_clear()
+        assert "other.so does not load" in ops.backends()["cpp"]
     finally:
         monkeypatch.undo()
         native.missing_reason.cache_clear()

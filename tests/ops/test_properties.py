@@ -86,7 +86,9 @@ def test_block_and_its_gradients(compiled, batch, steps, heads, per_head, radius
         return [block(*leaves), *gradients(block, leaves)] if batch and steps else [block(*leaves)]
 
     for ours, true in zip(run(ops.variable_depth_block), run(reference.variable_depth_block), strict=True):
-        torch.testing.assert_close(ours, true, rtol=1e-8, atol=1e-8 * max(1.0, float(true.abs().max()) if true.numel() else 0))
+        torch.testing.assert_close(
+            ours, true, rtol=1e-8, atol=1e-8 * max(1.0, float(true.abs().max()) if true.numel() else 0)
+        )
 
 
 @SETTINGS

@@ -63,18 +63,24 @@ def test_suppression(soft, multiclass, voting):
     segments, scores, labels = _candidates(3000, 7)
     _assert_threads_agree(
         lambda: ops.batched_nms(
-            segments, scores, labels, 0.3, 0.001, 200, use_soft_nms=soft, multiclass=multiclass, voting_thresh=voting,
+            segments,
+            scores,
+            labels,
+            0.3,
+            0.001,
+            200,
+            use_soft_nms=soft,
+            multiclass=multiclass,
+            voting_thresh=voting,
             per_class_voting=multiclass,
-        )  # fmt: skip
+        )
     )
 
 
 def test_suppression_of_several_recordings():
     segments, scores, labels = _candidates(3000, 7)
     rows = (segments.view(5, 600, 2), scores.view(5, 600), labels.view(5, 600).int())
-    _assert_threads_agree(
-        lambda: torch.ops.tzn_native.suppress_groups(*rows, None, 7, 50, 0, 0.3, 0.5, 0.001, 0.0)
-    )
+    _assert_threads_agree(lambda: torch.ops.tzn_native.suppress_groups(*rows, None, 7, 50, 0, 0.3, 0.5, 0.001, 0.0))
 
 
 @pytest.mark.parametrize("estimator", ["crossing", "vote_mean", "vote_median"])
