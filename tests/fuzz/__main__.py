@@ -115,8 +115,7 @@ def main() -> None:
     if given.report:
         Path(given.report).write_text(json.dumps(report))
     wrong = [text for text in report.values() if text]
-    print(*wrong, sep="\n\n", file=sys.stderr)
-    sys.exit(bool(wrong))
+    sys.exit("\n\n".join(wrong) or None)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,16 @@ def median_may_jump(scale: Tensor, estimator: str) -> bool:
     return estimator == "vote_median" and scale.numel() > 0 and len(scale.unique()) < scale.numel()
 
 
+def assert_crossings(given: ops.Crossings, wanted: ops.Crossings) -> None:
+    """Equal; but rounding decides the order of boundaries at the same place, as wide votes find them."""
+    assert torch.equal(given.count, wanted.count)
+    assert_near(given.position, wanted.position, "position", size=1000)
+    apart = bool((wanted.position.diff(dim=1).nan_to_num(1.0, 1.0) > 1e-3).all())
+    for ours, true, name in ((given.std, wanted.std, "std"), (given.slope, wanted.slope, "slope")):
+        ours, true = (ours, true) if apart else (ours.sort(dim=1).values, true.sort(dim=1).values)
+        assert_near(ours, true, name, size=1000)
+
+
 def candidates(rng: Random, dtype: torch.dtype, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Segments, some of no length and some equal; scores, some equal; labels of a few classes."""
     count = rng.size(150) if count is None else count
@@ -138,9 +148,7 @@ def _boundary_crossings(a: Arguments) -> Check:
         tame = not elsewhere(a) and all_ordinary(a["distance"], a["scale"]) and bool((a["scale"] > 1e-3).all())
         if tame and not median_may_jump(a["scale"], a["estimator"]):
             wanted = reference.boundary_crossings(**a)
-            assert torch.equal(out.count, wanted.count)
-            for given, exact in zip(out[:3], wanted[:3], strict=True):
-                assert_near(given, exact, "crossings", size=1000)
+            assert_crossings(out, wanted)
 
     return check
 
@@ -183,7 +191,8 @@ def _segment_iou(a: Arguments) -> Check:
     out = ops.segment_iou(**a)
 
     def check(rng: Random) -> None:
-        if not elsewhere(a) and all_ordinary(a["a"], a["b"]) and out.dtype in (torch.float32, torch.float64):
+        same = a["a"].dtype == a["b"].dtype
+        if not elsewhere(a) and same and all_ordinary(a["a"], a["b"]) and out.dtype in (torch.float32, torch.float64):
             wanted = reference.segment_iou(double(a["a"]), double(a["b"]), a["kind"])
             long = (a["a"][:, 1] - a["a"][:, 0] > 1)[:, None] & (a["b"][:, 1] - a["b"][:, 0] > 1)[None]
             assert out.shape == wanted.shape

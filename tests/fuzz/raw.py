@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from compare import all_ordinary, assert_near, assert_same, elsewhere
 from inputs import Random
-from public import assert_scores, candidates, field_arguments, gate_arguments, median_may_jump
+from public import assert_crossings, assert_scores, candidates, field_arguments, gate_arguments, median_may_jump
 from raw_attention import RAW_ATTENTION, Arguments, Check, native
 
 from tzn import reference
@@ -47,9 +47,7 @@ def _boundary_crossings(a: Arguments) -> Check:
                 a["distance"], a["scale"], estimator=ESTIMATORS[a["estimator"]], vote_window=a["window"],
                 min_slope=a["min_slope"], mask=a["mask"],
             )  # fmt: skip
-            assert torch.equal(out[3], wanted.count)
-            for given, exact in zip(out[:3], wanted[:3], strict=True):
-                assert_near(given, exact, "crossings", size=1000)
+            assert_crossings(reference.Crossings(*out), wanted)
 
     return check
 
