@@ -21,7 +21,7 @@ import tzn
 from tzn import ops
 
 FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
-CASES, SEED = os.environ.get("TZN_FUZZ_CASES", "60"), os.environ.get("TZN_FUZZ_SEED", "0")
+CASES, SEED = os.environ.get("TZN_FUZZ_CASES", "40"), os.environ.get("TZN_FUZZ_SEED", "0")
 SECONDS = os.environ.get("TZN_FUZZ_SECONDS", "300")
 NOT_FUZZED = {"backends", "choose_backend"}  # they take no tensors
 PUBLIC = sorted(n for n in ops.__all__ if n.islower() and n not in NOT_FUZZED)
