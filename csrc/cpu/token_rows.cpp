@@ -28,8 +28,14 @@ void check_rows(const Tensor& x, const Tensor& like, int64_t rows, const char* n
 
 void check_vector(const Tensor& x, const Tensor& like, int64_t size, const char* name) {
   check(
-      x.scalar_type() == accumulate_of(like) && x.is_contiguous() && x.numel() == size, name,
-      "contiguous, in the dtype of accumulation, of a matching size");
+      x.dim() == 1 && x.size(0) == size && x.scalar_type() == accumulate_of(like) && x.is_contiguous(), name,
+      "a contiguous vector in the dtype of accumulation, of a matching size");
+}
+
+void check_stats(const Tensor& x, const Tensor& like, int64_t rows) {
+  check(
+      x.dim() == 2 && x.size(0) == rows && x.size(1) == 2 && x.scalar_type() == accumulate_of(like) && x.is_contiguous(),
+      "stats", "contiguous [S, 2] in the dtype of accumulation");
 }
 
 const int64_t* checked_index(const std::optional<Tensor>& index, int64_t rows, const char* name) {
@@ -122,7 +128,7 @@ std::tuple<Tensor, Tensor> layer_norm_backward(
   check_rows(x, x, -1, "x"), check_rows(dx, x, x.size(0), "dx");
   const int64_t rows = index ? index->size(0) : x.size(0), width = x.size(1), chunks = (rows + ROW_CHUNK - 1) / ROW_CHUNK;
   const int64_t* at = checked_index(index, x.size(0), "index");
-  check_rows(grad, x, rows, "grad"), check_vector(weight, x, width, "weight"), check_vector(stats, x, 2 * rows, "stats");
+  check_rows(grad, x, rows, "grad"), check_vector(weight, x, width, "weight"), check_stats(stats, x, rows);
   Tensor dweight = torch::stable::new_empty(weight, {width}), dbias = torch::stable::new_empty(weight, {width});
   of_dtype(x, "x", [&](auto tag) {
     using Scalar = decltype(tag);

@@ -9,6 +9,7 @@ from compare import all_ordinary, assert_near, assert_same, elsewhere
 from inputs import Random
 from public import assert_crossings, assert_scores, candidates, field_arguments, gate_arguments, median_may_jump
 from raw_attention import RAW_ATTENTION, Arguments, Check, native
+from raw_rows import RAW_ROWS
 
 from tzn import reference
 from tzn.ops import dispatch, native_nms
@@ -226,4 +227,5 @@ RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]
     ),
     "native.vote_segments": (_vote_arguments, _vote_segments),
     **RAW_ATTENTION,
+    **RAW_ROWS,
 }

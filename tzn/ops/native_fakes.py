@@ -46,7 +46,7 @@ def _select_candidates(scores, level, min_score, topk):  # type: ignore[no-untyp
 
 
 def _chosen(x, index):  # type: ignore[no-untyped-def]
-    return x.shape[0] if index is None else index.shape[0]
+    return (x if index is None else index).size(0)
 
 
 def _accumulated(x):  # type: ignore[no-untyped-def]
@@ -55,13 +55,13 @@ def _accumulated(x):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("tzn_native::gather_layer_norm")
 def _gather_layer_norm(x, index, weight, bias, eps):  # type: ignore[no-untyped-def]
-    rows = _chosen(x, index)
-    return x.new_empty(rows, x.shape[1]), x.new_empty(rows, 2, dtype=_accumulated(x))
+    rows, (_, width) = _chosen(x, index), x.shape
+    return x.new_empty(rows, width), x.new_empty(rows, 2, dtype=_accumulated(x))
 
 
 @torch.library.register_fake("tzn_native::gated_add_layer_norm")
 def _gated_add_layer_norm(x, index, branch, gate, weight, bias, eps):  # type: ignore[no-untyped-def]
-    return torch.empty_like(branch), torch.empty_like(branch), x.new_empty(branch.shape[0], 2, dtype=_accumulated(x))
+    return torch.empty_like(branch), torch.empty_like(branch), x.new_empty(branch.size(0), 2, dtype=_accumulated(x))
 
 
 @torch.library.register_fake("tzn_native::layer_norm_backward")
@@ -76,4 +76,4 @@ def _gated_scatter(x, index, y, branch, gate):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("tzn_native::gate_backward")
 def _gate_backward(grad, index, branch, gate, gather):  # type: ignore[no-untyped-def]
-    return torch.empty_like(branch), grad.new_empty(branch.shape[0], dtype=_accumulated(grad))
+    return torch.empty_like(branch), grad.new_empty(branch.size(0), dtype=_accumulated(grad))

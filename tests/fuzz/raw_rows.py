@@ -1,0 +1,161 @@
+"""The registered ops around a block's products: LayerNorm of gathered rows, gated residuals, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from compare import all_ordinary, assert_near, double, elsewhere
+from inputs import Random
+from raw_attention import Arguments, Check, native
+from torch import Tensor
+
+
+def _accumulated(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _stream(rng: Random) -> tuple[Arguments, int, torch.dtype]:
+    """The residual stream and an index into it, how many rows it picks, and the dtype of accumulation."""
+    rows, width = rng.size(90), max(rng.size(40), 2)
+    x = rng.normal(rows, width, dtype=rng.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16)))
+    index = rng.maybe(lambda: rng.mask(rows).nonzero().squeeze(1))
+    return {"x": x, "index": index}, rows if index is None else len(index), _accumulated(x.dtype)
+
+
+def _weights(rng: Random, width: int, dtype: torch.dtype) -> Arguments:
+    return {"weight": rng.normal(width, dtype=dtype), "bias": rng.normal(width, dtype=dtype), "eps": 1e-5}
+
+
+def _norm_arguments(rng: Random) -> Arguments:
+    a, _, compute = _stream(rng)
+    return {**a, **_weights(rng, a["x"].shape[1], compute)}
+
+
+def _gated_norm_arguments(rng: Random) -> Arguments:
+    a, chosen, compute = _stream(rng)
+    rows, width = a["x"].shape
+    gated = {
+        "branch": rng.normal(chosen, width, dtype=a["x"].dtype),
+        "gate": rng.maybe(lambda: rng.uniform(rows, dtype=compute)),
+    }
+    return {**a, **gated, **_weights(rng, width, compute)}
+
+
+def _scatter_arguments(rng: Random) -> Arguments:
+    a, chosen, compute = _stream(rng)
+    rows, width = a["x"].shape
+    y, branch = (rng.normal(chosen, width, dtype=a["x"].dtype) for _ in range(2))
+    return {**a, "y": y, "branch": branch, "gate": rng.maybe(lambda: rng.uniform(rows, dtype=compute))}
+
+
+def _norm_backward_arguments(rng: Random) -> Arguments:
+    a, chosen, compute = _stream(rng)
+    rows, width = a["x"].shape
+    mean = _picked(a["x"].to(compute), a["index"])
+    stats = torch.stack([mean.mean(1), (mean.var(1, correction=0) + 1e-5).rsqrt()], 1)
+    dx = rng.normal(rows, width, dtype=a["x"].dtype)
+    grad, weight = rng.normal(chosen, width, dtype=a["x"].dtype), rng.normal(width, dtype=compute)
+    return {"grad": grad, **a, "weight": weight, "stats": stats, "dx": dx}
+
+
+def _gate_backward_arguments(rng: Random) -> Arguments:
+    a, chosen, compute = _stream(rng)
+    (rows, width), gather = a["x"].shape, rng.chance(0.5)
+    grad = a["x"] if gather else rng.normal(chosen, width, dtype=a["x"].dtype)
+    branch, gate = rng.normal(chosen, width, dtype=a["x"].dtype), rng.uniform(rows, dtype=compute)
+    return {"grad": grad, "index": a["index"], "branch": branch, "gate": gate, "gather": gather}
+
+
+def _picked(x: Tensor, index: Tensor | None) -> Tensor:
+    return x if index is None else x[index]
+
+
+def _comparable(a: Arguments) -> bool:
+    return not elsewhere(a) and all_ordinary(*(x for x in a.values() if isinstance(x, Tensor)))
+
+
+def _gated(a: Arguments, start: Tensor) -> Tensor:
+    gate = 1.0 if a["gate"] is None else _picked(double(a["gate"]), a["index"])[:, None]
+    return double(start) + gate * double(a["branch"])
+
+
+def _check_norm(a: Arguments, rows: Tensor, out: Tensor) -> None:
+    """Where rows vary: a row of equal numbers is divided by its rounding errors."""
+    eps = a["eps"]
+    if isinstance(eps, float) and 1e-6 <= eps <= 1 and rows.numel() and bool((rows.std(1) > 0.1).all()):
+        wanted = F.layer_norm(rows, rows.shape[1:], double(a["weight"]), double(a["bias"]), eps)
+        assert_near(out, wanted, "out", size=100)
+
+
+def _gather_layer_norm(a: Arguments) -> Check:
+    out, _ = native("gather_layer_norm", a)
+    return lambda rng: _check_norm(a, _picked(double(a["x"]), a["index"]), out) if _comparable(a) else None
+
+
+def _gated_add_layer_norm(a: Arguments) -> Check:
+    y, out, _ = native("gated_add_layer_norm", a)
+
+    def check(rng: Random) -> None:
+        if _comparable(a):
+            assert_near(y, _gated(a, _picked(a["x"], a["index"])), "y", size=100)
+            _check_norm(a, double(y), out)
+
+    return check
+
+
+def _gated_scatter(a: Arguments) -> Check:
+    out = native("gated_scatter", a)
+
+    def check(rng: Random) -> None:
+        if _comparable(a):
+            changed = _gated(a, a["y"])
+            wanted = changed if a["index"] is None else double(a["x"]).index_copy(0, a["index"], changed)
+            assert_near(out, wanted, "out", size=100)
+
+    return check
+
+
+def _layer_norm_backward(a: Arguments) -> Check:
+    before = a["dx"].clone() if isinstance(a["dx"], Tensor) else None
+    dweight, dbias = native("layer_norm_backward", a)
+
+    def check(rng: Random) -> None:
+        if before is None or not _comparable(a) or not all_ordinary(before):
+            return
+        grad, stats = double(a["grad"]), double(a["stats"])
+        normal = (_picked(double(a["x"]), a["index"]) - stats[:, :1]) * stats[:, 1:]
+        assert_near(dweight, (grad * normal).sum(0), "dweight", size=1e4 * float(normal.abs().sum() + 1))
+        assert_near(dbias, grad.sum(0), "dbias", size=float(grad.abs().sum() + 1))
+        along = grad * double(a["weight"])
+        slope = (along * normal).mean(1, keepdim=True)
+        change = stats[:, 1:] * (along - along.mean(1, keepdim=True) - normal * slope)
+        index = torch.arange(len(before)) if a["index"] is None else a["index"]
+        wanted = double(before).index_add(0, index, change)
+        size = 1e4 * float(change.abs().max() + normal.abs().max() ** 2 + 1) if change.numel() else 1.0
+        assert_near(a["dx"], wanted, "dx", size=size)
+
+    return check
+
+
+def _gate_backward(a: Arguments) -> Check:
+    dbranch, dgate = native("gate_backward", a)
+
+    def check(rng: Random) -> None:
+        if _comparable(a):
+            grad = _picked(double(a["grad"]), a["index"]) if a["gather"] else double(a["grad"])
+            assert_near(dbranch, grad * _picked(double(a["gate"]), a["index"])[:, None], "dbranch", size=100)
+            terms = grad * double(a["branch"])
+            assert_near(dgate, terms.sum(1), "dgate", size=float(terms.abs().sum() + 1))
+
+    return check
+
+
+RAW_ROWS: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {
+    "native.gather_layer_norm": (_norm_arguments, _gather_layer_norm),
+    "native.gated_add_layer_norm": (_gated_norm_arguments, _gated_add_layer_norm),
+    "native.layer_norm_backward": (_norm_backward_arguments, _layer_norm_backward),
+    "native.gated_scatter": (_scatter_arguments, _gated_scatter),
+    "native.gate_backward": (_gate_backward_arguments, _gate_backward),
+}
