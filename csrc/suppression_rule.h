@@ -16,7 +16,8 @@
 
 namespace tzn {
 
-enum class Method : int64_t { gaussian, linear, zero, remove };
+// remove: by IoU; remove_distant: by IoU less the squared distance of the centres over the length of the hull (DIoU).
+enum class Method : int64_t { gaussian, linear, zero, remove, remove_distant };
 
 template <typename F> struct Decay {
   Method method;
@@ -66,6 +67,12 @@ TZN_RULE F decayed(F score, F start, F end, F length, const Picked<F>& picked, c
   const F low = start > picked.start ? start : picked.start, high = end < picked.end ? end : picked.end;
   F overlap = high - low > F(0) ? high - low : F(0);
   overlap = overlap / ((picked.length + length) - overlap);
+  if constexpr (method == Method::remove_distant) {
+    const F first = start < picked.start ? start : picked.start, last = end > picked.end ? end : picked.end;
+    const F apart = (((start + end) - (picked.start + picked.end)) * F(0.5)) / ((last - first) + LENGTH_EPS<F>);
+    const F penalty = apart * apart;
+    overlap = overlap - penalty;
+  }
   F next = score;
   if constexpr (method == Method::gaussian) {
     next = next * exp_rounded(-(overlap * overlap) / decay.sigma);
@@ -76,7 +83,7 @@ TZN_RULE F decayed(F score, F start, F end, F length, const Picked<F>& picked, c
   } else {
     next = overlap >= decay.iou_threshold ? LOWEST<F> : next;
   }
-  if constexpr (method != Method::remove) next = next < decay.min_score ? LOWEST<F> : next;
+  if constexpr (method != Method::remove && method != Method::remove_distant) next = next < decay.min_score ? LOWEST<F> : next;
   return score == LOWEST<F> ? LOWEST<F> : next;
 }
 

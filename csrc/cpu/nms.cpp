@@ -15,7 +15,8 @@ template <typename F> TZN_MULTIVERSION void pick(Group<F>& group, int64_t place,
     case Method::gaussian: pick_with<F, Method::gaussian>(group, place, decay); break;
     case Method::linear: pick_with<F, Method::linear>(group, place, decay); break;
     case Method::zero: pick_with<F, Method::zero>(group, place, decay); break;
-    default: pick_with<F, Method::remove>(group, place, decay);
+    case Method::remove: pick_with<F, Method::remove>(group, place, decay); break;
+    default: pick_with<F, Method::remove_distant>(group, place, decay);
   }
   refresh(group);
 }
@@ -109,37 +110,82 @@ void check_groups(const Tensor& group, int64_t count, const char* name) {
 
 template <typename F> const F* data(const Tensor& x) { return static_cast<const F*>(x.data_ptr()); }
 
+// Candidates of the recordings one after the other; `bounds`: where each begins, and the end of the last.
 template <typename F>
-std::tuple<Tensor, Tensor> run_suppress(
-    const Tensor& segments, const Tensor& scores, const int64_t* labels, int64_t method, double iou_threshold,
+std::tuple<Tensor, Tensor, Tensor> run_suppress(
+    const Tensor& segments, const Tensor& scores, const int64_t* labels, const std::vector<int64_t>& bounds,
+    const Decay<F>& decay, double above, int64_t total) {
+  const auto recordings = static_cast<int64_t>(bounds.size()) - 1;
+  std::vector<Found> found(recordings);
+  torch::stable::parallel_for(0, recordings, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t first = bounds[r];
+      const F* own = data<F>(scores) + first;
+      const Grouping grouping = group_by_label(own, labels ? labels + first : nullptr, bounds[r + 1] - first, above);
+      found[r] = suppress(data<F>(segments) + 2 * first, own, grouping, decay, total);
+    }
+  });
+  int64_t count = 0;
+  for (const Found& one : found) count += static_cast<int64_t>(one.index.size());
+  Tensor index = empty_long(scores, count), made = empty_long(scores, recordings);
+  Tensor score = torch::stable::new_empty(scores, {count}, scores.scalar_type());
+  auto *next_index = static_cast<int64_t*>(index.data_ptr()), *next_made = static_cast<int64_t*>(made.data_ptr());
+  auto* next_score = static_cast<F*>(score.data_ptr());
+  for (int64_t r = 0; r < recordings; ++r) {
+    for (int64_t i : found[r].index) *next_index++ = bounds[r] + i;
+    next_score = std::copy(found[r].score.begin(), found[r].score.end(), next_score);
+    *next_made++ = static_cast<int64_t>(found[r].index.size());
+  }
+  return {index, score, made};
+}
+
+std::vector<int64_t> bounds_of(const Tensor& counts, int64_t candidates) {
+  STD_TORCH_CHECK(
+      counts.dim() == 1 && counts.scalar_type() == ScalarType::Long && counts.is_contiguous(),
+      "counts: expected contiguous int64 [R]");
+  std::vector<int64_t> bounds{0};
+  for (int64_t r = 0; r < counts.size(0); ++r) {
+    const int64_t count = data<int64_t>(counts)[r];
+    STD_TORCH_CHECK(count >= 0 && count <= candidates - bounds.back(), "counts: expected a sum of N, none negative");
+    bounds.push_back(bounds.back() + count);
+  }
+  STD_TORCH_CHECK(bounds.back() == candidates, "counts: expected a sum of ", candidates, ", got ", bounds.back());
+  return bounds;
+}
+
+std::tuple<Tensor, Tensor, Tensor> suppress_recordings(
+    Tensor segments, Tensor scores, std::optional<Tensor> labels, Tensor counts, int64_t method, double iou_threshold,
     double sigma, double min_score, double above, int64_t total) {
-  const Decay<F> decay{
-      static_cast<Method>(method), static_cast<F>(iou_threshold), static_cast<F>(sigma), static_cast<F>(min_score)};
-  const Grouping grouping = group_by_label(data<F>(scores), labels, scores.size(0), above);
-  const Found found = suppress(data<F>(segments), data<F>(scores), grouping, decay, total);
-  const auto count = static_cast<int64_t>(found.index.size());
-  Tensor index = empty_long(scores, count), score = torch::stable::new_empty(scores, {count}, scores.scalar_type());
-  std::copy(found.index.begin(), found.index.end(), static_cast<int64_t*>(index.data_ptr()));
-  std::copy(found.score.begin(), found.score.end(), static_cast<F*>(score.data_ptr()));
-  return {index, score};
+  check_candidates(segments, scores);
+  STD_TORCH_CHECK(method >= 0 && method <= 4, "method: expected 0 to 4, got ", method);
+  if (labels) {
+    check_groups(*labels, scores.size(0), "labels");
+    labels = torch::stable::contiguous(*labels);
+  }
+  const auto bounds = bounds_of(counts, scores.size(0));
+  segments = torch::stable::contiguous(segments);
+  scores = torch::stable::contiguous(scores);
+  const int64_t* by = labels ? data<int64_t>(*labels) : nullptr;
+  const auto run = [&](auto tag) {
+    using F = decltype(tag);
+    const Decay<F> decay{
+        static_cast<Method>(method), static_cast<F>(iou_threshold), static_cast<F>(sigma), static_cast<F>(min_score)};
+    return run_suppress<F>(segments, scores, by, bounds, decay, above, total);
+  };
+  if (segments.scalar_type() == ScalarType::Float) return run(float{});
+  STD_TORCH_CHECK(segments.scalar_type() == ScalarType::Double, "segments: expected float32 or float64");
+  return run(double{});
 }
 
 std::tuple<Tensor, Tensor> suppress_segments(
     Tensor segments, Tensor scores, std::optional<Tensor> labels, int64_t method, double iou_threshold, double sigma,
     double min_score, double above, int64_t total) {
   check_candidates(segments, scores);
-  STD_TORCH_CHECK(method >= 0 && method <= 3, "method: expected 0 to 3, got ", method);
-  if (labels) {
-    check_groups(*labels, scores.size(0), "labels");
-    labels = torch::stable::contiguous(*labels);
-  }
-  segments = torch::stable::contiguous(segments);
-  scores = torch::stable::contiguous(scores);
-  const int64_t* by = labels ? data<int64_t>(*labels) : nullptr;
-  if (segments.scalar_type() == ScalarType::Float)
-    return run_suppress<float>(segments, scores, by, method, iou_threshold, sigma, min_score, above, total);
-  STD_TORCH_CHECK(segments.scalar_type() == ScalarType::Double, "segments: expected float32 or float64");
-  return run_suppress<double>(segments, scores, by, method, iou_threshold, sigma, min_score, above, total);
+  Tensor counts = empty_long(scores, 1);
+  *static_cast<int64_t*>(counts.data_ptr()) = scores.size(0);
+  const auto [index, score, made] =
+      suppress_recordings(segments, scores, labels, counts, method, iou_threshold, sigma, min_score, above, total);
+  return {index, score};
 }
 
 // Picks of one group, at most `capacity`; returns how many.
@@ -294,6 +340,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
   m.def(
       "suppress_groups(Tensor segments, Tensor scores, Tensor? labels, Tensor? counts, int groups, int capacity, "
       "int method, float iou_threshold, float sigma, float min_score, float above) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "suppress_recordings(Tensor segments, Tensor scores, Tensor? labels, Tensor counts, int method, "
+      "float iou_threshold, float sigma, float min_score, float above, int total) -> (Tensor, Tensor, Tensor)");
   m.def("plain_candidates(Tensor segments, Tensor scores) -> bool");
   m.def(
       "vote_segments(Tensor kept, Tensor segments, Tensor scores, float threshold, Tensor? kept_group, Tensor? group) "
@@ -303,6 +352,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
 STABLE_TORCH_LIBRARY_IMPL(tzn_native, CPU, m) {
   m.impl("suppress_segments", TORCH_BOX(&tzn::suppress_segments));
   m.impl("suppress_groups", TORCH_BOX(&tzn::suppress_groups));
+  m.impl("suppress_recordings", TORCH_BOX(&tzn::suppress_recordings));
   m.impl("plain_candidates", TORCH_BOX(&tzn::plain_candidates));
   m.impl("vote_segments", TORCH_BOX(&tzn::vote_segments));
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -207,31 +207,61 @@ def _suppression(kind: str) -> Callable[[Random], Arguments]:
         segments, scores, labels = candidates(rng, rng.choice(FLOATS))
         common = {"segments": segments, "scores": scores, "iou_threshold": rng.python.random(), "min_score": 0.01}
         cap = {"max_seg_num": rng.choice((0, 1, 20, 500))}
+        overlap = rng.choice(("iou", "diou"))
         if kind == "nms":
-            return {**common, **cap}
+            return {**common, **cap, "overlap": overlap}
         soft = {"sigma": rng.choice((0.1, 0.5, 2.0)), "method": rng.choice(("gaussian", "linear"))}
         if kind == "soft_nms":
             return {**common, **cap, **soft}
         flags = {n: rng.chance(0.5) for n in ("use_soft_nms", "multiclass", "per_class_voting")}
-        return {**common, **cap, **soft, **flags, "labels": labels, "voting_thresh": rng.choice((0.0, 0.5, 0.9))}
+        if flags["use_soft_nms"]:
+            overlap = "iou"
+        found = {**common, **cap, **soft, **flags, "labels": labels, "voting_thresh": rng.choice((0.0, 0.5, 0.9))}
+        found["overlap"] = overlap
+        if kind == "batched_nms_many":
+            cuts = torch.sort(torch.randint(len(labels) + 1, (rng.size(4),), generator=rng.torch)).values
+            ends = torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([len(labels)])])
+            found["counts"] = ends.diff()
+        return found
 
     return make
 
 
-def _batched_nms(a: Arguments) -> Check:
-    out = ops.batched_nms(**a)
+def _kind(a: Arguments) -> str:
+    return a["method"] if a["use_soft_nms"] else {"iou": "hard", "diou": "diou"}[a["overlap"]]
 
-    def check(rng: Random) -> None:
-        if elsewhere(a):
-            return
-        same = {n: x for n, x in a.items() if n not in ("use_soft_nms", "method")}
-        wanted = reference.batched_nms(**same, method=a["method"] if a["use_soft_nms"] else "hard")
-        assert_same(out[2], wanted[2], "labels")
-        assert_scores(out[1], wanted[1])
-        if a["segments"].dtype in (torch.float32, torch.float64) and bool(ordinary(a["segments"]).all()):
-            assert_near(out[0], wanted[0], "segments", size=1000)
 
-    return check
+def _batched(name: str) -> Callable[[Arguments], Check]:
+    def call(a: Arguments) -> Check:
+        out = getattr(ops, name)(**a)
+
+        def check(rng: Random) -> None:
+            if elsewhere(a):
+                return
+            same = {n: x for n, x in a.items() if n not in ("use_soft_nms", "method", "overlap")}
+            parts = [same] if name == "batched_nms" else list(_recordings(same))
+            wanted = [reference.batched_nms(**part, method=_kind(a)) for part in parts]
+            segments, scores, labels = (
+                torch.cat([w[i] for w in wanted]) if wanted else a[n][:0]
+                for i, n in enumerate(("segments", "scores", "labels"))
+            )
+            assert_same(out[2], labels, "labels")
+            if name == "batched_nms":
+                assert_scores(out[1], scores)
+            else:
+                assert out[3].tolist() == [len(w[1]) for w in wanted]
+            if a["segments"].dtype in (torch.float32, torch.float64) and bool(ordinary(a["segments"]).all()):
+                assert_near(out[0], segments, "segments", size=1000)
+
+        return check
+
+    return call
+
+
+def _recordings(a: Arguments) -> Iterable[Arguments]:
+    lists = ("segments", "scores", "labels")
+    for part in zip(*(a[n].split(a["counts"].tolist()) for n in lists), strict=True):
+        yield {n: x for n, x in a.items() if n != "counts"} | dict(zip(lists, part, strict=True))
 
 
 def _local_attention(a: Arguments) -> Check:
@@ -247,7 +277,8 @@ def _two_lists(rng: Random) -> Arguments:
 
 PUBLIC: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {
     "active_tokens": (gate_arguments, _active_tokens),
-    "batched_nms": (_suppression("batched_nms"), _batched_nms),
+    "batched_nms": (_suppression("batched_nms"), _batched("batched_nms")),
+    "batched_nms_many": (_suppression("batched_nms_many"), _batched("batched_nms_many")),
     "boundary_crossings": (field_arguments, _boundary_crossings),
     "decode_segments": (_decode_arguments, _as_reference("decode_segments")),
     "depth_gates": (

@@ -85,6 +85,37 @@ def _suppress_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
+def _recording_arguments(rng: Random) -> Arguments:
+    a = _suppress_arguments(rng)
+    cuts = torch.sort(torch.randint(len(a["scores"]) + 1, (rng.size(4),), generator=rng.torch)).values
+    ends = torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([len(a["scores"])])])
+    rest = {n: x for n, x in a.items() if n not in ("segments", "scores", "labels")}
+    lists = {n: a[n] for n in ("segments", "scores", "labels")}
+    return {**lists, "counts": ends.diff(), **rest, "method": rng.integer(0, 4)}
+
+
+def _suppress_recordings(a: Arguments) -> Check:
+    """As one recording after the other; each is checked against the definition by its own op."""
+    index, score, made = native("suppress_recordings", a)
+
+    def check(rng: Random) -> None:
+        if elsewhere(a):
+            return
+        assert len(made) == len(a["counts"]) and int(made.sum()) == len(index) == len(score)
+        first = 0
+        rest = [x for n, x in a.items() if n not in ("segments", "scores", "labels", "counts")]
+        for count, own, picked in zip(
+            a["counts"].tolist(), index.split(made.tolist()), score.split(made.tolist()), strict=True
+        ):
+            part = [None if a[n] is None else a[n][first : first + count] for n in ("segments", "scores", "labels")]
+            if rest[0] <= 3:
+                wanted = torch.ops.tzn_native.suppress_segments(*part, *rest)
+                assert_same((own - first, picked), wanted, "picks")
+            first += count
+
+    return check
+
+
 def _one_group(a: Arguments, keep: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Picks among the candidates ``keep`` by the definition: index and score."""
     segments, scores = a["segments"][keep], a["scores"][keep]
@@ -218,6 +249,7 @@ RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]
     "native.boundary_crossings": (_crossing_arguments, _boundary_crossings),
     "native.select_candidates": (_selection_arguments, _select_candidates),
     "native.suppress_segments": (_suppress_arguments, _suppress_segments),
+    "native.suppress_recordings": (_recording_arguments, _suppress_recordings),
     "native.suppress_groups": (_group_arguments, _suppress_groups),
     "native.plain_candidates": (
         lambda rng: dict(

@@ -29,7 +29,7 @@ RAW = [
     f"native.{name}"
     for name in (
         "active_tokens", "boundary_crossings", "local_attention", "local_attention_backward", "packed_local_attention",
-        "packed_local_attention_backward", "plain_candidates", "select_candidates", "suppress_groups",
+        "packed_local_attention_backward", "plain_candidates", "select_candidates", "suppress_groups", "suppress_recordings",
         "suppress_segments", "vote_segments", "gather_layer_norm", "gated_add_layer_norm", "layer_norm_backward",
         "gated_scatter", "gate_backward",
     )

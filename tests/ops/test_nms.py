@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -233,3 +234,81 @@ def test_clear_errors(change, message):
     } | change  # fmt: skip
     with pytest.raises(ValueError, match=message):
         ops.batched_nms(**arguments)
+
+
+def _diou(a: Sequence[float], b: Sequence[float]) -> float:
+    overlap = max(min(a[1], b[1]) - max(a[0], b[0]), 0.0)
+    union = (a[1] - a[0]) + (b[1] - b[0]) + 2e-6 - overlap
+    hull = max(a[1], b[1]) - min(a[0], b[0]) + 1e-6
+    return overlap / union - (((a[0] + a[1]) - (b[0] + b[1])) / 2 / hull) ** 2
+
+
+def _crowd(count: int, seed: int = 0, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    start = 60 * torch.rand(count, generator=generator, dtype=torch.float64)
+    length = 1 + 20 * torch.rand(count, generator=generator, dtype=torch.float64)
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (count,), generator=generator)
+    return torch.stack([start, start + length], 1).to(dtype), scores.to(dtype), labels
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.9])
+def test_diou_suppression_is_that_of_a_loop_over_pairs(backend, threshold):
+    segments, scores, _ = _crowd(80)
+    wanted: list[int] = []
+    for i in scores.argsort(descending=True).tolist():
+        if all(_diou(segments[i].tolist(), segments[j].tolist()) < threshold for j in wanted):
+            wanted.append(i)
+    assert ops.nms(segments, scores, threshold, overlap="diou").tolist() == wanted
+    assert 1 <= len(wanted) <= 80
+
+
+def test_diou_keeps_neighbours_that_iou_drops(backend):
+    segments = torch.tensor(
+        [[0.0, 10.0], [4.0, 14.0], [1.0, 9.0]]
+    )  # IoU 0.43 and centre 4 of 14 away; IoU 0.8, same centre
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    assert ops.nms(segments, scores, 0.4).tolist() == [0]
+    assert ops.nms(segments, scores, 0.4, overlap="diou").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("multiclass", [True, False])
+def test_batched_diou_equals_the_definition(backend, multiclass):
+    for dtype in (torch.float32, torch.float64):
+        given_lists = _crowd(300, 1, dtype)
+        out = ops.batched_nms(*given_lists, 0.3, 0.05, 40, False, multiclass, voting_thresh=0.0, overlap="diou")
+        wanted = reference.batched_nms(
+            *given_lists, 0.3, 0.05, 40, method="diou", multiclass=multiclass, voting_thresh=0.0
+        )
+        for found, right in zip(out, wanted, strict=True):
+            assert torch.equal(found, right)
+
+
+def test_diou_needs_hard_suppression(backend):
+    with pytest.raises(ValueError, match="overlap.*diou.*use_soft_nms"):
+        ops.batched_nms(*_crowd(5), 0.3, 0.05, 40, overlap="diou")
+    with pytest.raises(ValueError, match="overlap.*giou.*iou, diou"):
+        ops.nms(*_crowd(5)[:2], 0.3, overlap="giou")
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize(("multiclass", "per_class"), [(True, False), (True, True), (False, False), (False, True)])
+def test_many_recordings_in_one_call_equal_one_at_a_time(backend, soft, multiclass, per_class):
+    counts = torch.tensor([70, 0, 1, 130, 0])
+    lists = _crowd(int(counts.sum()), 2, torch.float32)
+    settings = {"use_soft_nms": soft, "multiclass": multiclass, "per_class_voting": per_class}
+    *found, made = ops.batched_nms_many(*lists, counts, 0.3, 0.05, 20, **settings)
+    parts = zip(*(x.split(counts.tolist()) for x in lists), strict=True)
+    wanted = [ops.batched_nms(*part, 0.3, 0.05, 20, **settings) for part in parts]
+    assert made.tolist() == [len(w[1]) for w in wanted]
+    for i, one in enumerate(found):
+        assert torch.equal(one, torch.cat([w[i] for w in wanted]))
+
+
+def test_no_recordings_and_wrong_counts(backend):
+    segments, scores, labels = _crowd(6)
+    none = ops.batched_nms_many(segments[:0], scores[:0], labels[:0], torch.zeros(0, dtype=torch.long), 0.3, 0.05, 20)
+    assert [x.shape[0] for x in none] == [0, 0, 0, 0]
+    for counts in ([3, 2], [7, -1]):
+        with pytest.raises(ValueError, match="counts"):
+            ops.batched_nms_many(segments, scores, labels, torch.tensor(counts), 0.3, 0.05, 20)

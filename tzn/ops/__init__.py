@@ -5,7 +5,7 @@ from tzn.ops.boundary_crossings import boundary_crossings
 from tzn.ops.decode_segments import decode_segments, pair_segments, select_candidates
 from tzn.ops.depth import active_tokens, depth_gates
 from tzn.ops.local_attention import local_attention
-from tzn.ops.nms import batched_nms, nms, soft_nms
+from tzn.ops.nms import batched_nms, batched_nms_many, nms, soft_nms
 from tzn.ops.segment_iou import segment_iou
 from tzn.ops.signed_distance import region_distance, signed_distance
 from tzn.ops.variable_depth_block import variable_depth_block
@@ -20,6 +20,7 @@ __all__ = [
     "active_tokens",
     "backends",
     "batched_nms",
+    "batched_nms_many",
     "boundary_crossings",
     "choose_backend",
     "decode_segments",

@@ -5,6 +5,8 @@ Signatures are those of ``tzn.reference``. Attention and the block, which have g
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -117,14 +119,17 @@ def soft_nms(
     )  # fmt: skip
 
 
-def nms(segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float, max_seg_num: int) -> Tensor:
-    if native_cuda.serves(segments, scores):
-        return native_cuda.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
+def nms(
+    segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float, max_seg_num: int, overlap: str
+) -> Tensor:
+    limits = {"min_score": min_score, "max_seg_num": max_seg_num}
+    if native_cuda.serves(segments, scores) and overlap == "iou":
+        return native_cuda.nms(segments, scores, iou_threshold, **limits)  # type: ignore[arg-type]
     if _compiled(segments) and native_nms.serves(segments, scores):
-        return native_nms.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
-    if triton_decode.serves(segments, scores):
-        return triton_decode.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
-    return reference.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
+        return native_nms.nms(segments, scores, iou_threshold, overlap=overlap, **limits)  # type: ignore[arg-type]
+    if triton_decode.serves(segments, scores) and overlap == "iou":
+        return triton_decode.nms(segments, scores, iou_threshold, **limits)  # type: ignore[arg-type]
+    return reference.nms(segments, scores, iou_threshold, overlap=overlap, **limits)  # type: ignore[arg-type]
 
 
 def batched_nms(
@@ -141,7 +146,7 @@ def batched_nms(
     voting_thresh: float,
     per_class_voting: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if native_cuda.serves(segments, scores):
+    if native_cuda.serves(segments, scores) and method != "diou":
         return native_cuda.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
             sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
@@ -151,7 +156,7 @@ def batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
             sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
         )  # fmt: skip
-    if triton_decode.serves(segments, scores):
+    if triton_decode.serves(segments, scores) and method != "diou":
         return triton_decode.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
             sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
@@ -160,3 +165,20 @@ def batched_nms(
         segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
         sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
     )  # fmt: skip
+
+
+def batched_nms_many(
+    segments: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, iou_threshold: float, min_score: float,
+    max_seg_num: int, **settings: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """All recordings in one call on the compiled kernels, one after the other elsewhere; ``counts``: int64 on the CPU."""
+    given = segments, scores, labels
+    limits = iou_threshold, min_score, max_seg_num
+    if max_seg_num > 0 and _compiled(segments) and native_nms.serves(segments, scores):
+        return native_nms.batched_nms_many(*given, counts, *limits, **settings)
+    parts = zip(*(x.split(counts.tolist()) for x in given), strict=True)
+    found = [batched_nms(s, p, c, *limits, **settings) for s, p, c in parts]
+    made = torch.tensor([len(part[1]) for part in found], dtype=torch.int64)
+    if not found:
+        return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0), made
+    return torch.cat([p[0] for p in found]), torch.cat([p[1] for p in found]), torch.cat([p[2] for p in found]), made

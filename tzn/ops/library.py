@@ -114,12 +114,14 @@ def _(segments, scores, iou_threshold, sigma, min_score, method, max_seg_num):  
 
 
 @torch.library.custom_op("tzn::nms", mutates_args=())
-def nms(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: float, max_seg_num: int) -> Tensor:
-    return dispatch.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
+def nms(
+    segments: Tensor, scores: Tensor, iou_threshold: float, min_score: float, max_seg_num: int, overlap: str = "iou"
+) -> Tensor:
+    return dispatch.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num, overlap=overlap)
 
 
 @nms.register_fake
-def _(segments, scores, iou_threshold, min_score, max_seg_num):  # type: ignore[no-untyped-def]
+def _(segments, scores, iou_threshold, min_score, max_seg_num, overlap="iou"):  # type: ignore[no-untyped-def]
     return torch.empty(_new_size(), dtype=torch.long, device=scores.device)
 
 

@@ -20,6 +20,12 @@ def _suppress_segments(segments, scores, labels, method, iou_threshold, sigma, m
     return torch.empty(count, dtype=torch.long, device=scores.device), scores.new_empty(count)
 
 
+@torch.library.register_fake("tzn_native::suppress_recordings")
+def _suppress_recordings(segments, scores, labels, counts, *rule):  # type: ignore[no-untyped-def]
+    made = _new_size()
+    return torch.empty(made, dtype=torch.long, device=scores.device), scores.new_empty(made), torch.empty_like(counts)
+
+
 @torch.library.register_fake("tzn_native::suppress_groups")
 def _suppress_groups(segments, scores, labels, counts, groups, capacity, *rule):  # type: ignore[no-untyped-def]
     rows = (scores.shape[0], groups)

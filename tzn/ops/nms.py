@@ -10,6 +10,7 @@ from tzn.ops.checks import check_device, check_floating, check_shape, checks_val
 from tzn.ops.segment_iou import check_segments
 
 SOFT_METHODS = ("gaussian", "linear")
+OVERLAPS = ("iou", "diou")
 
 
 def soft_nms(
@@ -50,7 +51,13 @@ def soft_nms(
 
 
 def nms(
-    segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float = 0.0, max_seg_num: int = 0
+    segments: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    *,
+    min_score: float = 0.0,
+    max_seg_num: int = 0,
+    overlap: str = "iou",
 ) -> Tensor:
     """Hard NMS: by falling score, drop what overlaps a kept segment by ``iou_threshold`` or more.
 
@@ -58,17 +65,20 @@ def nms(
         segments: ``[N, 2]`` floating (start, end); scores: ``[N]``.
         min_score: if positive, only scores above it are considered.
         max_seg_num: keep at most so many; 0: no cap.
+        overlap: "iou", or "diou": less (distance of the centres / length of the hull)^2, so that of segments with the same
+            IoU those with another centre are kept longer (Zheng et al. 2020). Compiled on the CPU; on a GPU the reference.
 
     Returns:
         Indices ``[M]`` int64 by falling score.
 
     Raises:
-        ValueError: as :func:`soft_nms`.
+        ValueError: as :func:`soft_nms`; unknown overlap.
     """
     _check(segments, scores, iou_threshold, min_score, 1.0)
+    _check_overlap(overlap)
     if torch.compiler.is_compiling():
-        return library.nms(segments, scores, iou_threshold, min_score, max_seg_num)
-    return dispatch.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num)
+        return library.nms(segments, scores, iou_threshold, min_score, max_seg_num, overlap)
+    return dispatch.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num, overlap=overlap)
 
 
 def batched_nms(
@@ -85,6 +95,7 @@ def batched_nms(
     *,
     method: str = "gaussian",
     per_class_voting: bool = False,
+    overlap: str = "iou",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Suppress the candidates of one recording; a drop-in for ActionFormer's and OpenTAD's ``batched_nms``.
 
@@ -98,6 +109,7 @@ def batched_nms(
         min_score: soft: decayed scores below are removed; hard: scores up to it are dropped first.
         max_seg_num: number of segments returned at most.
         use_soft_nms: soft (``method`` "gaussian" or "linear") or hard.
+        overlap: of hard suppression, "iou" or "diou" (:func:`nms`).
 
     Returns:
         (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``).
@@ -105,14 +117,7 @@ def batched_nms(
     Raises:
         ValueError: as :func:`soft_nms`.
     """
-    _check(segments, scores, iou_threshold, min_score, sigma)
-    check_shape("labels", labels, f"[N] = [{scores.shape[0]}]", scores.shape[0])
-    check_device("labels", labels, segments.device)
-    if labels.is_floating_point() or labels.is_complex():
-        fail("labels", str(labels.dtype), "an integer tensor")
-    if method not in SOFT_METHODS:
-        fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
-    kind = method if use_soft_nms else "hard"
+    kind = _checked_kind(segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap)
     if torch.compiler.is_compiling():
         return library.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, kind, multiclass, sigma, voting_thresh,
@@ -122,6 +127,77 @@ def batched_nms(
         segments, scores, labels, iou_threshold, min_score, max_seg_num, method=kind,
         multiclass=multiclass, sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
     )  # fmt: skip
+
+
+def batched_nms_many(
+    segments: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    iou_threshold: float,
+    min_score: float,
+    max_seg_num: int,
+    use_soft_nms: bool = True,
+    multiclass: bool = True,
+    sigma: float = 0.5,
+    voting_thresh: float = 0.75,
+    *,
+    method: str = "gaussian",
+    per_class_voting: bool = False,
+    overlap: str = "iou",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`batched_nms` of many recordings in one call, whose candidates lie one after the other.
+
+    On the CPU recordings run side by side on all threads. Not for tracing: the counts are read.
+
+    Args:
+        segments: ``[N, 2]`` of all recordings; scores, labels: ``[N]``; the others as in :func:`batched_nms`.
+        counts: ``[R]`` int64, candidates of each recording; their sum is N.
+
+    Returns:
+        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``, counts ``[R]`` int64 on the CPU), recording by recording.
+
+    Raises:
+        ValueError: as :func:`batched_nms`; counts that are negative or do not sum to N.
+    """
+    kind = _checked_kind(segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap)
+    check_shape("counts", counts, "[R]", None)
+    if counts.dtype != torch.int64:
+        fail("counts", str(counts.dtype), "torch.int64")
+    counts = counts.cpu().contiguous()
+    if bool((counts < 0).any()) or int(counts.sum()) != scores.shape[0]:
+        fail(
+            "counts",
+            f"{counts.tolist()[:10]} with a sum of {int(counts.sum())}",
+            f"none negative, sum {scores.shape[0]}",
+        )
+    return dispatch.batched_nms_many(
+        segments, scores, labels, counts, iou_threshold, min_score, max_seg_num, method=kind,
+        multiclass=multiclass, sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+    )  # fmt: skip
+
+
+def _checked_kind(
+    segments: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float, sigma: float,
+    use_soft_nms: bool, method: str, overlap: str,
+) -> str:  # fmt: skip
+    """Arguments checked; which suppression they ask for: a soft method, "hard" or "diou"."""
+    _check(segments, scores, iou_threshold, min_score, sigma)
+    check_shape("labels", labels, f"[N] = [{scores.shape[0]}]", scores.shape[0])
+    check_device("labels", labels, segments.device)
+    if labels.is_floating_point() or labels.is_complex():
+        fail("labels", str(labels.dtype), "an integer tensor")
+    if method not in SOFT_METHODS:
+        fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
+    _check_overlap(overlap)
+    if use_soft_nms and overlap != "iou":
+        fail("overlap", repr(overlap), "'iou' for soft suppression; use_soft_nms=False for 'diou'")
+    return method if use_soft_nms else "diou" if overlap == "diou" else "hard"
+
+
+def _check_overlap(overlap: str) -> None:
+    if overlap not in OVERLAPS:
+        fail("overlap", repr(overlap), f"one of {', '.join(OVERLAPS)}")
 
 
 def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: float, sigma: float) -> None:

@@ -16,6 +16,7 @@ from tzn.reference.segment_iou import segment_iou
 
 EPS = 1e-6  # added to every length
 LOG2_E = 1.4426950408889634
+HARD = ("hard", "diou")  # methods that remove what overlaps
 CHECK_EVERY = 16  # picks between looks at whether the overall cap is reached
 
 Decay = Callable[[Tensor, Tensor], Tensor]  # (overlap, score) -> new score, -inf where the candidate is removed
@@ -48,12 +49,23 @@ def soft_nms(
 
 
 def nms(
-    segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float = 0.0, max_seg_num: int = 0
+    segments: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    *,
+    min_score: float = 0.0,
+    max_seg_num: int = 0,
+    overlap: str = "iou",
 ) -> Tensor:
-    """Indices ``[M]`` kept by hard suppression, by falling score; with ``min_score`` > 0 only scores above it count."""
+    """Indices ``[M]`` kept by hard suppression, by falling score; with ``min_score`` > 0 only scores above it count.
+
+    ``overlap`` "diou": the IoU less the squared distance of the centres over the length of the hull (Zheng et al. 2020).
+    """
     considered = (scores > min_score).nonzero().squeeze(1) if min_score > 0 else torch.arange(len(scores))
     considered = considered.to(scores.device)
-    picks = _suppress(segments[considered][None], scores[considered][None], _remove(iou_threshold), max_seg_num, 0)
+    picks = _suppress(
+        segments[considered][None], scores[considered][None], _remove(iou_threshold), max_seg_num, 0, overlap
+    )
     return considered[picks.candidate]
 
 
@@ -71,13 +83,14 @@ def batched_nms(
     voting_thresh: float = 0.75,
     per_class_voting: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Suppress, vote, sort by falling score, cut to ``max_seg_num``. ``method``: "gaussian", "linear" or "hard"."""
+    """Suppress, vote, sort by falling score, cut to ``max_seg_num``. ``method``: "gaussian", "linear", "hard" or "diou"."""
     if segments.shape[0] == 0:
         return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0)
-    rows = _rows(labels if multiclass else torch.zeros_like(labels), scores, min_score if method == "hard" else 0.0)
+    rows = _rows(labels if multiclass else torch.zeros_like(labels), scores, min_score if method in HARD else 0.0)
     padded = torch.where(rows >= 0, scores[rows.clamp(min=0)], -torch.inf)
-    decay = _remove(iou_threshold) if method == "hard" else _decay(method, iou_threshold, sigma, min_score)
-    picks = _suppress(segments[rows.clamp(min=0)], padded, decay, max_seg_num, max_seg_num)
+    decay = _remove(iou_threshold) if method in HARD else _decay(method, iou_threshold, sigma, min_score)
+    overlap = "diou" if method == "diou" else "iou"
+    picks = _suppress(segments[rows.clamp(min=0)], padded, decay, max_seg_num, max_seg_num, overlap)
     kept = rows[picks.row, picks.candidate]
     new_segments, new_scores, new_labels = segments[kept], picks.score, labels[kept]
     if voting_thresh > 0 and (per_class_voting or not multiclass):
@@ -85,6 +98,18 @@ def batched_nms(
         new_segments = vote_segments(new_segments, segments, scores, voting_thresh, new_labels, voters)
     order = new_scores.argsort(descending=True, stable=True)[: min(max_seg_num, new_scores.shape[0])]
     return new_segments[order], new_scores[order], new_labels[order]
+
+
+def batched_nms_many(
+    segments: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, *settings: float, **more: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`batched_nms` of recordings one after the other, ``counts`` ``[R]`` candidates each; ``[R]`` results each."""
+    parts = zip(*(x.split(counts.tolist()) for x in (segments, scores, labels)), strict=True)
+    found = [batched_nms(*part, *settings, **more) for part in parts]  # type: ignore[arg-type]
+    if not found:
+        return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0), counts
+    made = torch.tensor([len(part[1]) for part in found], device=counts.device)
+    return torch.cat([p[0] for p in found]), torch.cat([p[1] for p in found]), torch.cat([p[2] for p in found]), made
 
 
 def vote_segments(
@@ -139,7 +164,7 @@ def _rows(groups: Tensor, scores: Tensor, min_score: float) -> Tensor:
     return padded
 
 
-def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: int) -> _Picks:
+def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: int, measure: str = "iou") -> _Picks:
     """Pick the highest score of every row, decay the rest of the row, repeat.
 
     Args:
@@ -148,6 +173,7 @@ def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: i
         cap: most picks per row (<= 0: all).
         total: stop once ``total`` picks over all rows exceed every score that is left (<= 0: never): scores only fall,
             so what follows cannot enter the best ``total``.
+        measure: of overlap, "iou" or "diou".
     """
     rows, count = scores.shape
     picked_index: list[Tensor] = []
@@ -164,6 +190,8 @@ def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: i
         picked_score.append(best)
         overlap = (torch.minimum(end, end.gather(1, index)) - torch.maximum(start, start.gather(1, index))).clamp(min=0)
         overlap = overlap / (length.gather(1, index) + length - overlap)
+        if measure == "diou":
+            overlap = overlap - _squared_distance(start, end, start.gather(1, index), end.gather(1, index))
         gone = live == -torch.inf  # stays so, whatever the decay makes of 0 * inf
         live = decay(overlap, live).masked_fill_(gone, -torch.inf).scatter_(1, index, -torch.inf)
     if not picked_index:
@@ -172,6 +200,13 @@ def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: i
     index, score = torch.cat(picked_index, dim=1), torch.cat(picked_score, dim=1)
     row, column = (score != -torch.inf).nonzero(as_tuple=True)  # NaN, from segments with end < start, stays
     return _Picks(row, index[row, column], score[row, column])
+
+
+def _squared_distance(start: Tensor, end: Tensor, picked_start: Tensor, picked_end: Tensor) -> Tensor:
+    """Squared distance of the centres over the length of the hull."""
+    hull = torch.maximum(end, picked_end) - torch.minimum(start, picked_start) + EPS
+    apart = ((start + end) - (picked_start + picked_end)) * 0.5 / hull
+    return apart * apart
 
 
 def _finished(best: Tensor, picked: list[Tensor], total: int) -> bool:
