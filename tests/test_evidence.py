@@ -1,0 +1,113 @@
+"""What the programs in benchmarks/evidence compute, on inputs whose answer is known."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tzn.data.annotations import Recording
+from tzn.data.dataset import Example
+from tzn.data.grid import TimeGrid
+from tzn.evaluation.flat import GroundTruth
+from tzn.inference.detections import Detections
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"))
+import depth
+import heterogeneity
+import ludb
+import sharpness
+from parts import Parts
+
+
+def test_parts_are_computed_once_and_only_for_the_same_settings(tmp_path):
+    path, calls = tmp_path / "x.parts.json", []
+
+    def compute():
+        calls.append(1)
+        return {"value": 3}
+
+    assert Parts(path, 2, {"data": "a"}).get("key", compute) == {"value": 3}
+    again = Parts(path, 2, {"data": "a"})
+    assert again.get("key", compute) == {"value": 3} and len(calls) == 1
+    Parts(path, 2, {"data": "b"}).get("key", compute)
+    assert len(calls) == 2
+    again.finish()
+    assert not path.exists()
+
+
+def test_rank_correlation_with_ties():
+    x, y = np.array([1.0, 2, 2, 4]), np.array([10.0, 20, 20, 1000])
+    assert depth.rank_correlation(x, y) == pytest.approx(1)
+    assert depth.rank_correlation(x, -y) == pytest.approx(-1)
+    # Ranks 1, 2.5, 2.5, 4 against 2, 1, 4, 3: covariance 1, variances 4.5 and 5.
+    assert depth.rank_correlation(x, np.array([2.0, 1, 4, 3])) == pytest.approx(1.5 / np.sqrt(4.5 * 5))
+
+
+def test_where_depth_goes():
+    recording = Recording("a", "test", 10.0, 1.0, np.array([[2.0, 6.0]]), np.array([1]))
+    times = np.arange(10) + 0.5
+    tau = np.where((times > 2) & (times < 6), 0.75, 0.25)
+    evaluation = SimpleNamespace(traces={"a": {"time": times, "depth": tau}}, classes=("x", "y"))
+    found = depth.where(evaluation, [recording])
+    assert found["class"] == {"outside": 0.25, "y": 0.75} and found["class_steps"] == {"outside": 6, "x": 0, "y": 4}
+    # Steps 1.5, 2.5, 5.5 and 6.5 are 0.5 s from a boundary, four are 1.5 s, and the last two 2.5 and 3.5 s.
+    assert found["near_steps"] == [0, 0, 0, 4, 4, 1, 1, 0]
+    assert found["near"][3] == pytest.approx(0.5)
+
+
+def changing(width: float, noise: float, seed: int = 0) -> list[Example]:
+    """Recordings with one rise of two channels over ``width`` steps in the middle of [20, 20.9]."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for i in range(60):
+        start = 20 + 0.9 * i / 60
+        ramp = np.clip((np.arange(60) - start) / width + 0.5, 0, 1)
+        features = ramp[:, None] * np.array([1.0, -2.0]) + noise * generator.standard_normal((60, 2))
+        segments, labels = torch.tensor([[start, 45.0]]), torch.tensor([0])
+        found.append(Example(str(i), torch.from_numpy(features), segments, labels, TimeGrid(1, 0), 60.0))
+    return found
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_sharpness_is_the_share_of_the_change_within_a_step(noise):
+    values = {w: sharpness.sharpness(sharpness.profiles(changing(w, noise), 0, 0)) for w in (0.5, 4.0, 16.0)}
+    # A linear rise over w steps covers 2 / w of itself within +-1 step.
+    assert values[0.5] == pytest.approx(1, abs=0.05 + 0.2 * noise)
+    assert values[4.0] == pytest.approx(0.25, abs=0.02 + 0.1 * noise)
+    assert values[16.0] == pytest.approx(1 / 64, abs=0.005 + 0.05 * noise)
+
+
+def test_local_sharpness_orders_single_boundaries():
+    sharp, soft = (np.median(sharpness.local_sharpness(changing(w, 0.0), 0)[:60]) for w in (0.5, 16.0))
+    assert sharp == pytest.approx(0.5, abs=0.05) and soft < 0.05
+
+
+def test_differences_of_boundary_errors():
+    truth, base, ours = {}, {}, {}
+    for i in range(12):
+        segments = np.array([[1.0, 2.0], [4.0, 5.0]])
+        truth[f"{i}"] = GroundTruth(segments, np.array([0, 1]))
+        for side, shift in ((base, 0.020), (ours, 0.005)):
+            moved = segments + np.array([[shift, 0.0], [shift, 2 * shift]])
+            side[f"{i}"] = Detections(moved, np.array([0.9, 0.8]), np.array([0, 1]), None)
+    found = ludb.error_differences(truth, [base], [ours], ("a", "b"), resamples=20)
+    assert found["a start"] == pytest.approx([-15, -15, -15])
+    assert found["a end"] == pytest.approx([0, 0, 0])
+    assert found["b end"] == pytest.approx([-30, -30, -30])
+    assert found["all end"] == pytest.approx([-15, -15, -15])
+
+
+def test_correlation_inside_sets_ignores_differences_between_sets():
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, level in (("a", 0.0), ("b", 10.0)):  # between the sets both grow, inside them one falls
+        for x in range(6):
+            rows.append({"set": name, "k": level + x, "gain": 3 * level - x + 0.01 * rng.random()})
+    found = heterogeneity.correlation(rows, "k", rng)
+    assert found["all"] > 0.3 and found["within"] == pytest.approx(-1)
+    assert found["within_p"] < 0.01 and found["classes"] == 12
