@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 
 from tzn.config_loading import config_from_dict
 from tzn.data.dataset import RecordingDataset, load_split_annotations, select_recordings
 from tzn.inference.localize import localize
 from tzn.models.checkpoint import LoadedCheckpoint
-from tzn.visualization.style import PALETTE, new_figure, save_figure
+from tzn.visualization.style import PALETTE, new_figure
 
 SHOWN = ("mAP 0.3:0.7", "mAP 0.5:0.95")
 WINDOW = 90.0  # seconds of the recording that are drawn
@@ -22,14 +23,14 @@ def draw(
     path: Path, runs: dict[str, Any], trained: dict[str, Any], checkpoint: LoadedCheckpoint, data: Path,
     edges: tuple[float, ...],
 ) -> None:  # fmt: skip
-    figure = new_figure(10, 6)
+    figure = new_figure(8.6, 5.6)
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
     curve, near, by_class = top.subplots(1, 3, width_ratios=[1.3, 1, 1])
     draw_curve(curve, runs, trained)
     draw_near(near, [run["where"] for run in runs.values()], edges)
     draw_classes(by_class, [run["where"] for run in runs.values()])
     draw_recording(bottom, checkpoint, data)
-    save_figure(figure, path)
+    pictures.save(figure, path)
 
 
 def draw_curve(axes: Any, runs: dict[str, Any], trained: dict[str, Any]) -> None:
@@ -69,7 +70,7 @@ def draw_near(axes: Any, wheres: list[dict[str, Any]], edges: tuple[float, ...])
 def draw_classes(axes: Any, wheres: list[dict[str, Any]]) -> None:
     means = sorted((float(np.mean([w["class"][n] for w in wheres])), n) for n in wheres[0]["class"])
     axes.barh([n.lower().replace("_", " ") for _, n in means], [v for v, _ in means], color=PALETTE[5])
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", labelsize=6)
     axes.set_title("mean tau by class", fontsize=9)
 
 
@@ -88,7 +89,7 @@ def draw_recording(figure: Any, checkpoint: LoadedCheckpoint, data: Path) -> Non
     signal, depth = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
     values = example.features.numpy()[seen]
     for channel in range(3):
-        signal.plot(times[seen], values[:, channel], linewidth=0.7, color=PALETTE[channel])
+        signal.plot(times[seen], values[:, channel], linewidth=0.8, color=PALETTE[channel])
     for (start, end), label in zip(recordings[0].segments, recordings[0].labels, strict=True):
         if end > begin and start < begin + WINDOW:
             for axes in (signal, depth):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tzn.visualization.style import PALETTE, new_figure, save_figure
+import pictures
+
+from tzn.visualization.style import PALETTE, new_figure
 
 
 def draw(path: Path, rows: list[dict[str, Any]], correlations: dict[str, Any], titles: Mapping[str, str]) -> None:
@@ -23,4 +25,4 @@ def draw(path: Path, rows: list[dict[str, Any]], correlations: dict[str, Any], t
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("gain in boundary error (%)")
     panels[0].legend(fontsize=6)
-    save_figure(figure, path)
+    pictures.save(figure, path)

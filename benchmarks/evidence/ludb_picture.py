@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 
-from tzn.visualization.style import PALETTE, new_figure, save_figure
+from tzn.visualization.style import PALETTE, new_figure
 
 
 def draw(
@@ -32,7 +33,7 @@ def draw(
     for axes in (scores, errors):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    save_figure(figure, path)
+    pictures.save(figure, path)
 
 
 def medians(result: dict[str, Any], name: str) -> list[float]:
