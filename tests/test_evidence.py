@@ -18,8 +18,8 @@ from tzn.inference.detections import Detections
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"))
 import depth
-import heterogeneity
 import ludb
+import ranks
 import sharpness
 from parts import Parts
 
@@ -42,10 +42,10 @@ def test_parts_are_computed_once_and_only_for_the_same_settings(tmp_path):
 
 def test_rank_correlation_with_ties():
     x, y = np.array([1.0, 2, 2, 4]), np.array([10.0, 20, 20, 1000])
-    assert depth.rank_correlation(x, y) == pytest.approx(1)
-    assert depth.rank_correlation(x, -y) == pytest.approx(-1)
-    # Ranks 1, 2.5, 2.5, 4 against 2, 1, 4, 3: covariance 1, variances 4.5 and 5.
-    assert depth.rank_correlation(x, np.array([2.0, 1, 4, 3])) == pytest.approx(1.5 / np.sqrt(4.5 * 5))
+    assert ranks.rank_correlation(x, y) == pytest.approx(1)
+    assert ranks.rank_correlation(x, -y) == pytest.approx(-1)
+    # Ranks 1, 2.5, 2.5, 4 against 2, 1, 4, 3: summed products 1.5, squares 4.5 and 5.
+    assert ranks.rank_correlation(x, np.array([2.0, 1, 4, 3])) == pytest.approx(1.5 / np.sqrt(4.5 * 5))
 
 
 def test_where_depth_goes():
@@ -108,6 +108,6 @@ def test_correlation_inside_sets_ignores_differences_between_sets():
     for name, level in (("a", 0.0), ("b", 10.0)):  # between the sets both grow, inside them one falls
         for x in range(6):
             rows.append({"set": name, "k": level + x, "gain": 3 * level - x + 0.01 * rng.random()})
-    found = heterogeneity.correlation(rows, "k", rng)
+    found = ranks.correlation(rows, "k", rng)
     assert found["all"] > 0.3 and found["within"] == pytest.approx(-1)
     assert found["within_p"] < 0.01 and found["classes"] == 12

@@ -21,6 +21,7 @@ import numpy as np
 import report
 import torch
 from parts import Parts
+from ranks import rank_correlation
 
 from tzn.config_loading import config_from_dict
 from tzn.data.annotations import Recording
@@ -78,16 +79,6 @@ def where(evaluation: CheckpointEvaluation, recordings: list[Recording]) -> dict
         "rank_correlation": rank_correlation(depth, apart),
         "share_of_boundary_steps": float(depth[apart < EDGES[3]].sum() / depth.sum()),
     }
-
-
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's, ties in order of appearance averaged."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        _, back, count = np.unique(values, return_inverse=True, return_counts=True)
-        return (np.cumsum(count) - 0.5 * (count + 1))[back]
-
-    return float(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
 def measured(options: Any, dial: tuple[float, ...], parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,17 +4,18 @@ usage: python benchmarks/evidence/heterogeneity.py [--runs runs] [--seeds 0 1]
            [--pair NAME DATA OURS BASE ...]      OURS, BASE: glob patterns of trained runs, quoted
 
 Synthetic sets with boundaries from sharp to ambiguous are made and trained on here (a finished run in --runs is used
-again, a stopped one goes on); real sets come with their trained runs. Per class and set: two statistics of the training data
-(how much of the mean change of the features at a boundary happens within one step; how much that varies between single
-boundaries), two of the trained distance head on test recordings (median and spread of its scale at true boundaries), and
-the gain: 1 - median |error| of TemporalZoomNet / that of ActionFormer. Spearman correlations with permutation tests,
-over all classes and inside the sets (each set's mean rank taken off, permuted within sets).
+again, a stopped one goes on); real sets come with their trained runs. Per class and set: two statistics of the training
+data (how much of the mean change of the features at a boundary happens within one step; how much that varies between
+single boundaries), two of the trained distance head on test recordings (median and spread of its scale at true
+boundaries), the length of the segments for comparison, and the gain: 1 - median |error| of TemporalZoomNet / that of
+ActionFormer. Spearman correlations with permutation tests, over all classes and inside the sets.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,22 @@ import heterogeneity_picture
 import numpy as np
 import report
 import torch
-from depth import rank_correlation
 from parts import Parts
+from ranks import PERMUTATIONS, correlation
 from sharpness import boundary_scales, class_sharpness, examples, local_sharpness
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from hapt import trained
+
 from tzn.config import ExperimentConfig
-from tzn.config_loading import config_from_dict, load_config, override_config
-from tzn.data.dataset import load_split_annotations, select_recordings
+from tzn.config_loading import config_from_dict, load_config
+from tzn.data.dataset import Example, load_split_annotations, select_recordings
 from tzn.data.synthetic import generate_synthetic
 from tzn.evaluation.boundary_error import boundary_errors
 from tzn.evaluation.flat import GroundTruth
 from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
 from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
 from tzn.models.config import ActionFormerConfig
-from tzn.training import train
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "synthetic.yaml"
 # Steps from 10 % to 90 % of the fade at the (sharpest, most ambiguous) boundary.
@@ -46,8 +49,8 @@ STATISTICS = {
     "sharpness_spread": "its spread between boundaries",
     "scale": "scale of the distance head",
     "scale_spread": "spread of the scale",
+    "length": "median length of the segments",
 }
-PERMUTATIONS = 10_000
 
 
 def equal_width_actionformer(config: ExperimentConfig) -> ExperimentConfig:
@@ -63,7 +66,7 @@ def equal_width_actionformer(config: ExperimentConfig) -> ExperimentConfig:
 def synthetic_runs(name: str, folder: Path, seeds: list[int], smoke: bool) -> tuple[Path, list[Path], list[Path]]:
     """(data, runs of TemporalZoomNet, runs of ActionFormer), made where they are missing."""
     data = folder / f"synthetic_{name}"
-    recordings, epochs = (6, 2) if smoke else (90, 20)
+    recordings, epochs = (6, 2) if smoke else (60, 15)
     if not (data / "annotations.json").is_file():  # written last
         generate_synthetic(data, num_recordings=recordings, sharpness=SYNTHETIC[name], seed=1)
     found: tuple[list[Path], list[Path]] = ([], [])
@@ -74,14 +77,13 @@ def synthetic_runs(name: str, folder: Path, seeds: list[int], smoke: bool) -> tu
             "training.warmup_epochs=1",
             "training.batch_size=2",
         ]
-        config = override_config(load_config(CONFIG), changes)
+        config = load_config(CONFIG, changes)
         for runs, kind, settings in zip(
             found, ("ours", "base"), (config, equal_width_actionformer(config)), strict=True
         ):
             run = folder / f"synthetic_{name}_{kind}_seed{seed}"
-            if not (run / "run.json").is_file():
-                resume = (run / "checkpoints" / "last.ckpt").is_file()
-                train(settings, data, run, resume=resume, accelerator="cpu", progress=False)
+            print(run.name, file=sys.stderr, flush=True)
+            trained(settings, data, run, seed)
             runs.append(run)
     return data, *found
 
@@ -103,6 +105,12 @@ def class_errors(checkpoint: LoadedCheckpoint, data: Path) -> dict[str, float]:
     }
 
 
+def lengths(example: Example, label: int) -> np.ndarray:
+    """``[N]`` grid steps of the segments of a class."""
+    mine = example.segments[example.labels == label].numpy()
+    return mine[:, 1] - mine[:, 0]
+
+
 def statistics(checkpoint: LoadedCheckpoint, data: Path) -> dict[str, dict[str, float]]:
     """:data:`STATISTICS` by class; sharpness from training recordings, scales from test recordings."""
     recordings = examples(checkpoint, data, "train")
@@ -115,6 +123,7 @@ def statistics(checkpoint: LoadedCheckpoint, data: Path) -> dict[str, dict[str, 
             "sharpness_spread": float(np.subtract(*np.percentile(local, [75, 25]))),
             "scale": float(np.median(scales[name])),
             "scale_spread": float(np.std(np.log(scales[name]))),
+            "length": float(np.median(np.concatenate([lengths(e, label) for e in recordings]))),
         }
     return found
 
@@ -129,7 +138,7 @@ def measured(name: str, data: Path, ours: list[Path], base: list[Path], parts: P
         ]
         for runs in (ours, base)
     ]
-    by_class = parts.get(f"{name} statistics", lambda: statistics(checkpoint, data))
+    by_class = parts.get(f"statistics of {name}", lambda: statistics(checkpoint, data))
     rows = []
     for label in checkpoint.classes:
         if not all(label in run for runs in errors for run in runs):
@@ -139,40 +148,6 @@ def measured(name: str, data: Path, ours: list[Path], base: list[Path], parts: P
             {"set": name, "class": label, "ours": mine, "base": theirs, "gain": 1 - mine / theirs} | by_class[label]
         )
     return rows
-
-
-def centred_ranks(values: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    ranks = values.argsort().argsort().astype(float)
-    return ranks - np.array([ranks[sets == s].mean() for s in sets])
-
-
-def correlation(rows: list[dict[str, Any]], key: str, rng: np.random.Generator) -> dict[str, float]:
-    """Spearman correlation of a statistic with the gain, over all classes and within sets, with permutation p-values."""
-    usable = [r for r in rows if np.isfinite(r[key])]
-    x, gain = (np.array([r[k] for r in usable]) for k in (key, "gain"))
-    sets = np.array([r["set"] for r in usable])
-    pooled = rank_correlation(x, gain)
-    inner_x, inner_gain = centred_ranks(x, sets), centred_ranks(gain, sets)
-
-    def inner(shuffled: np.ndarray) -> float:
-        return float((inner_x * shuffled).sum() / np.sqrt((inner_x**2).sum() * (shuffled**2).sum()))
-
-    chance, chance_inner = [], []
-    for _ in range(PERMUTATIONS):
-        chance.append(abs(rank_correlation(x, rng.permutation(gain))))
-        mixed = np.empty_like(inner_gain)
-        for s in np.unique(sets):
-            mixed[sets == s] = rng.permutation(inner_gain[sets == s])
-        chance_inner.append(abs(inner(mixed)))
-    within = inner(inner_gain)
-    return {
-        "classes": len(usable), "all": pooled, "all_p": _p(chance, pooled),
-        "within": within, "within_p": _p(chance_inner, within),
-    }  # fmt: skip
-
-
-def _p(chance: list[float], found: float) -> float:
-    return (1 + sum(c >= abs(found) - 1e-12 for c in chance)) / (1 + len(chance))
 
 
 def markdown(rows: list[dict[str, Any]], correlations: dict[str, Any], runs: dict[str, int]) -> str:

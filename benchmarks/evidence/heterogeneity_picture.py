@@ -12,7 +12,7 @@ from tzn.visualization.style import PALETTE, new_figure
 
 
 def draw(path: Path, rows: list[dict[str, Any]], correlations: dict[str, Any], titles: Mapping[str, str]) -> None:
-    figure = new_figure(11, 3.2)
+    figure = new_figure(12, 3)
     panels = figure.subplots(1, len(titles), sharey=True)
     sets = list(dict.fromkeys(r["set"] for r in rows))
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
@@ -23,6 +23,8 @@ def draw(path: Path, rows: list[dict[str, Any]], correlations: dict[str, Any], t
         axes.set_title(f"{title}\nall {found['all']:+.2f}, inside sets {found['within']:+.2f}", fontsize=8)
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
+        if key == "length":
+            axes.set_xscale("log")
     panels[0].set_ylabel("gain in boundary error (%)")
     panels[0].legend(fontsize=6)
     pictures.save(figure, path)

@@ -9,7 +9,6 @@ one that was stopped goes on. Scores are of the 50 test people. Differences: pai
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -23,37 +22,20 @@ import report
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from hapt import TIOU, scored, trained
 from paired_bootstrap import paired_difference
 
-from tzn.config_loading import config_from_dict, load_config, override_config
+from tzn.config_loading import config_from_dict, load_config
 from tzn.data.dataset import load_split_annotations, select_recordings
 from tzn.evaluation.boundary_error import SIDES, boundary_errors
 from tzn.evaluation.flat import GroundTruth
 from tzn.inference.detections import Detections
-from tzn.inference.evaluate_checkpoint import CheckpointEvaluation, evaluate_checkpoint
-from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
-from tzn.training import train
+from tzn.inference.evaluate_checkpoint import CheckpointEvaluation
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 MODELS = {"actionformer_ludb": "ActionFormer, augmented and averaged like ours", "ludb": "TemporalZoomNet"}
-TIOU = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 FINE = TIOU[2:]
 SMOKE = ["training.epochs=1", "training.warmup_epochs=0", "training.batch_size=10", "data.max_length=256"]
-
-
-def trained(name: str, data: Path, run: Path, settings: list[str]) -> LoadedCheckpoint:
-    if not (run / "run.json").is_file():
-        resume = (run / "checkpoints" / "last.ckpt").is_file()
-        config = override_config(load_config(CONFIGS / f"{name}.yaml"), settings)
-        print(f"training {run.name}", file=sys.stderr, flush=True)
-        train(config, data, run, resume=resume, accelerator="cpu", progress=True)
-    return load_checkpoint(run_checkpoint(run))
-
-
-def scored(checkpoint: LoadedCheckpoint, data: Path) -> CheckpointEvaluation:
-    config = config_from_dict(checkpoint.config)
-    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, tiou=TIOU))
-    return evaluate_checkpoint(checkpoint, data, config=config, progress=True)
 
 
 def error_differences(
@@ -99,7 +81,7 @@ def mAP_differences(
     truth: Mapping[str, GroundTruth], base: Any, ours: Any, classes: Sequence[str], resamples: int
 ) -> dict[str, list[float]]:
     """Ours minus base in points: [difference, low, high] by metric."""
-    metrics = {"mAP 0.5:0.95": FINE, "@0.5": (0.5,), "@0.75": (0.75,), "@0.9": (0.9,)}
+    metrics = {"mAP 0.5:0.95": FINE, "@0.5": [0.5], "@0.75": [0.75], "@0.9": [0.9]}
     return {
         name: list(
             paired_difference(
@@ -178,10 +160,11 @@ def main() -> None:
     for seed in seeds:
         for name in MODELS:
             run = options.runs / f"{name}{'_smoke' if options.smoke else ''}_seed{seed}"
-            settings = [f"training.seed={seed}", *(SMOKE if options.smoke else [])]
-            checkpoint = trained(name, options.data, run, settings)
+            print(run.name, file=sys.stderr, flush=True)
+            config = load_config(CONFIGS / f"{name}.yaml", SMOKE if options.smoke else [])
+            checkpoint = trained(config, options.data, run, seed)
             training[name].append(json.loads((run / "run.json").read_text()))
-            results[name].append(scored(checkpoint, options.data))
+            results[name].append(scored(checkpoint, options.data, None))
     config = config_from_dict(checkpoint.config)
     annotations = load_split_annotations(options.data, config.data, checkpoint.classes)
     test = select_recordings(annotations, config.data, "test")
