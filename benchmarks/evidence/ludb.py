@@ -44,7 +44,7 @@ def error_differences(
 ) -> dict[str, list[float]]:  # fmt: skip
     """Difference of the median absolute boundary error in milliseconds, ours minus base: [difference, low, high].
 
-    Over the segments that both sides match at tIoU 0.5 (nearly all); resampled as in ``paired_bootstrap``.
+    Each side over the segments that it matches at tIoU 0.5 (nearly all); resampled as in ``paired_bootstrap``.
     """
     names = list(truth)
 
@@ -57,7 +57,8 @@ def error_differences(
     def median(run: list[tuple[np.ndarray, np.ndarray]], chosen: np.ndarray, label: int | None, side: int) -> float:
         picked = [run[i] for i in chosen]
         values = [e[:, side] if label is None else e[lab == label, side] for e, lab in picked]
-        return float(np.median(np.concatenate(values)))
+        together = np.concatenate(values)
+        return float(np.median(together)) if len(together) else float("nan")
 
     generator = np.random.default_rng(0)
     everyone = np.arange(len(names))
@@ -109,7 +110,10 @@ def score_row(name: str, evaluations: list[dict[str, Any]]) -> list[str]:
 
 def error_row(name: str, evaluations: list[dict[str, Any]], classes: Sequence[str]) -> list[str]:
     def cell(of: Any) -> str:
-        return " / ".join(f"{1e3 * mean([of(e)[side]['median'] for e in evaluations]):.1f}" for side in SIDES)
+        parts = [of(e) for e in evaluations]
+        if not all(part["matched"] for part in parts):  # a smoke run may find nothing
+            return "-"
+        return " / ".join(f"{1e3 * mean([part[side]['median'] for part in parts]):.1f}" for side in SIDES)
 
     matched = [e["boundary_error"]["overall"] for e in evaluations]
     missed = mean([m["missed"] / (m["matched"] + m["missed"]) for m in matched])
