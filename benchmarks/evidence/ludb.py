@@ -3,12 +3,13 @@
 usage: python benchmarks/evidence/ludb.py --data ludb [--runs runs] [--seeds 0 1 2]
 
 Trains configs/ludb.yaml and configs/actionformer_ludb.yaml (same width, epochs, batch, augmentation and averaging of the
-weights) for every seed; a run that is finished in --runs (ludb_seed0, actionformer_ludb_seed0, ...) is used again and
+weights) for every seed, and scores TemporalZoomNet also without its distance head (inference.mode=anchor); a run that is finished in --runs (ludb_seed0, actionformer_ludb_seed0, ...) is used again and
 one that was stopped goes on. Scores are of the 50 test people. Differences: paired bootstrap over people and seeds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -34,6 +35,8 @@ from tzn.inference.evaluate_checkpoint import CheckpointEvaluation
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 MODELS = {"actionformer_ludb": "ActionFormer, augmented and averaged like ours", "ludb": "TemporalZoomNet"}
+ANCHOR = "ludb, anchor"
+ROWS = {**MODELS, ANCHOR: "the same weights, ends not moved to crossings"}
 FINE = TIOU[2:]
 SMOKE = ["training.epochs=1", "training.warmup_epochs=0", "training.batch_size=10", "data.max_length=256"]
 
@@ -139,11 +142,11 @@ def markdown(content: dict[str, Any], classes: Sequence[str]) -> str:
         f"deviation. GMAC: 1e9 multiply-adds per recording, counted as run. CPU minutes of training a seed: {effort}.", "",
         report.table(
             ["", "mAP 0.5:0.95", *thresholds, "mean depth", "GMAC"],
-            [score_row(MODELS[m], results[m]) for m in MODELS],
+            [score_row(title, results[m]) for m, title in ROWS.items()],
         ),
         "Median absolute error of start / end in milliseconds (one sample is 4 ms, annotations are on a 2 ms grid), and "
         "the share of waves that no detection matches at tIoU 0.5:", "",
-        report.table(["", "all", *classes, "missed"], [error_row(MODELS[m], results[m], classes) for m in MODELS]),
+        report.table(["", "all", *classes, "missed"], [error_row(title, results[m], classes) for m, title in ROWS.items()]),
         "![boundary errors and mAP](ludb.png)", "",
         "TemporalZoomNet minus ActionFormer, 95 % intervals of a paired bootstrap over people and seeds:", "",
         *points, *errors, "",
@@ -160,7 +163,7 @@ def main() -> None:
     begin = time.perf_counter()
     seeds, resamples = ([options.seed], 20) if options.smoke else (options.seeds, 500)
     training: dict[str, list[Any]] = {name: [] for name in MODELS}
-    results: dict[str, list[CheckpointEvaluation]] = {name: [] for name in MODELS}
+    results: dict[str, list[CheckpointEvaluation]] = {name: [] for name in ROWS}
     for seed in seeds:
         for name in MODELS:
             run = options.runs / f"{name}{'_smoke' if options.smoke else ''}_seed{seed}"
@@ -169,6 +172,9 @@ def main() -> None:
             checkpoint = trained(config, options.data, run, seed)
             training[name].append(json.loads((run / "run.json").read_text()))
             results[name].append(scored(checkpoint, options.data, None))
+        inference = {**checkpoint.config["inference"], "mode": "anchor"}
+        anchor = dataclasses.replace(checkpoint, config={**checkpoint.config, "inference": inference})
+        results[ANCHOR].append(scored(anchor, options.data, None))
     config = config_from_dict(checkpoint.config)
     annotations = load_split_annotations(options.data, config.data, checkpoint.classes)
     test = select_recordings(annotations, config.data, "test")
