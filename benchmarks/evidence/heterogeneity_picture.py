@@ -25,6 +25,8 @@ def draw(path: Path, rows: list[dict[str, Any]], correlations: dict[str, Any], t
         axes.grid(alpha=0.3)
         if key == "length":
             axes.set_xscale("log")
+            axes.set_xticks([20, 50, 100, 200], ["20", "50", "100", "200"])
+            axes.minorticks_off()
     panels[0].set_ylabel("gain in boundary error (%)")
     panels[0].legend(fontsize=6)
     pictures.save(figure, path)

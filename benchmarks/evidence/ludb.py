@@ -3,8 +3,9 @@
 usage: python benchmarks/evidence/ludb.py --data ludb [--runs runs] [--seeds 0 1 2]
 
 Trains configs/ludb.yaml and configs/actionformer_ludb.yaml (same width, epochs, batch, augmentation and averaging of the
-weights) for every seed, and scores TemporalZoomNet also without its distance head (inference.mode=anchor); a run that is finished in --runs (ludb_seed0, actionformer_ludb_seed0, ...) is used again and
-one that was stopped goes on. Scores are of the 50 test people. Differences: paired bootstrap over people and seeds.
+weights) for every seed; a run that is finished in --runs (ludb_seed0, actionformer_ludb_seed0, ...) is used again and
+one that was stopped goes on. Scores are of the 50 test people; TemporalZoomNet also without its distance head at
+inference (inference.mode=anchor). Differences: paired bootstrap over people and seeds.
 """
 
 from __future__ import annotations
