@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test sanitize lint aot bench clean wheel wheel-cuda cuda
+.PHONY: demo test sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -37,6 +37,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python -m pytest -q benchmarks/test_ops_benchmark.py --benchmark-group-by=group \
 	  --benchmark-columns=median,iqr,rounds --benchmark-max-time=0.5 --benchmark-min-rounds=5
+
+# The compiled CPU kernels beside their peers, with what each is to reach: two minutes.
+bench-ops: $(STAMP)
+	$(BIN)/python -m benchmarks.ops
 
 # Every Triton kernel compiled for GPUs that are not here; TZN_AOT=all: every dtype and head width.
 aot: $(STAMP)
