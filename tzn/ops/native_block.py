@@ -139,8 +139,8 @@ def _backward(
     active = tokens.active
     dbranch2, dgate2 = _gate_backward(grad, active, kept.branch2, gate, gather=True)
     dhidden, ddown, ddown_bias = _linear_backward(dbranch2, kept.hidden, w.down_weight)
-    dup_rows = torch.ops.aten.gelu_backward(dhidden, kept.up)
-    dnormed2, dup, dup_bias = _linear_backward(dup_rows, kept.normed2, w.up_weight)
+    torch.ops.aten.gelu_backward.grad_input(dhidden, kept.up, grad_input=dhidden)  # in place: the largest tensor here
+    dnormed2, dup, dup_bias = _linear_backward(dhidden, kept.normed2, w.up_weight)
     dy = grad.clone() if active is None else grad[active]
     dnorm2, dnorm2_bias = torch.ops.tzn_native.layer_norm_backward(
         dnormed2.to(x.dtype), kept.y, None, w.norm2_weight, kept.stats2, dy
