@@ -5,22 +5,17 @@ usage: python -m benchmarks.ops [--threads 2] [--quick] [--out benchmarks/result
 Runs of one piece of work are interleaved: every round runs each four times in a row, in rotating order, and times the
 fourth, which finds its data in the caches as it would in a network; medians over rounds. Peers get what is best for
 them: block masks are made beforehand, compiled peers are warmed up. Equal results are checked before anything is timed.
-PyTorch's allocator asks for huge pages (THP_MEM_ALLOC_ENABLE=1) for everybody: else the page faults of fresh outputs, which
-are the same for all, are a third of the fastest times.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read when torch allocates first
 
 import torch
 from tqdm import tqdm
