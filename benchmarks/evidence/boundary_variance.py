@@ -3,203 +3,176 @@
 usage: python benchmarks/evidence/boundary_variance.py [--smoke] [--seed 0] [--out FOLDER]
 
 Part 1, estimators alone. A distance field d(t) = t - b + noise is given; its noise is Gaussian, Laplace, or Gaussian and
-correlated in time (AR(1), rho = 0.8), always of the same standard deviation per step. Estimators: one crossing, votes by
-weighted median and by weighted mean. Efficiency = Cramer-Rao bound / measured variance; the bound for independent noise
-is sigma^2 / n (Gaussian) and sigma^2 / (2 n) (Laplace) over the n steps that can vote; for AR(1) it is 1 / (1' C^-1 1).
+correlated in time (AR(1), rho = 0.8), always of the same standard deviation per frame. It is seen at every stride-th
+frame, the vote window stays the same in frames. Estimators: one crossing, votes by weighted median and by weighted mean.
+Efficiency = Cramer-Rao bound / mean squared error; the bound for independent noise is sigma^2 / n (Gaussian) and
+sigma^2 / (2 n) (Laplace) over the n steps that can vote; for AR(1) it is sigma^2 / (1' C^-1 1). Classification: a score
+that is a plateau of width kappa around b with noise of the same kind and number; argmax, centroid of the peak, parabola.
+How a score's noise compares to a distance's is a choice there; part 2 leaves it to the training.
 
 Part 2, trained heads. Both see the same signal: a ramp of width kappa from 0 to 1 at the boundary, plus noise. A small
-convolutional network learns either the class "boundary within kappa / 2" (peak read off by argmax, centroid of the
-peak, parabola) or the signed distance (crossing, votes). Equal data, size and steps.
+convolutional network learns either the class "boundary within kappa / 2" or the signed distance. Equal data, size and
+steps. The Cramer-Rao bound is that of the signal itself, so it holds for both. Each case is trained with several seeds.
+
+Finished pieces are kept in boundary_variance.parts.json beside the results until all are done.
 """
 
 from __future__ import annotations
 
 import math
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
+import boundary_picture
 import report
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from boundary_fields import ESTIMATORS, NOISES, PEAKS, distance_row, score_row
+from boundary_heads import trained_row
+from parts import Parts
+from tqdm import tqdm
 
-from tzn import ops
-from tzn.nn import BoundaryDistanceHead
-from tzn.nn.conv import ConvTower
-from tzn.nn.losses import boundary_distance_loss
-
-STEPS = 96
-NOISES = ("gaussian", "laplace", "ar1")
-RHO = 0.8
+SIGMAS = (0.1, 0.3)
+STRIDES = (1, 2, 4)
+WINDOWS = (4, 8, 16)
 WIDTHS = (2.0, 4.0, 8.0, 16.0)
+Row = dict[str, Any]
 
 
-def noise(kind: str, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """``[N, T]`` noise of standard deviation 1."""
-    white = torch.randn(shape, generator=generator)
-    if kind == "gaussian":
-        return white
-    if kind == "laplace":
-        uniform = torch.rand(shape, generator=generator) - 0.5
-        return -uniform.sign() * torch.log1p(-2 * uniform.abs().clamp(max=0.5 - 1e-7)) / math.sqrt(2)
-    out = white.clone()
-    for t in range(1, shape[1]):
-        out[:, t] = RHO * out[:, t - 1] + math.sqrt(1 - RHO**2) * white[:, t]
-    return out
+def cases(smoke: bool) -> dict[str, tuple]:
+    """What to compute, by key: (function, arguments before trials and randomness)."""
+    sigmas, strides, windows, widths = (
+        ((0.1,), (1, 4), (8,), (2.0, 16.0)) if smoke else (SIGMAS, STRIDES, WINDOWS, WIDTHS)
+    )  # fmt: skip
+    fields = [(kind, sigma, stride) for kind in NOISES for sigma in sigmas for stride in strides]
+    found = {f"distance {f} {w}": (distance_row, (*f, w)) for f in fields for w in windows}
+    found |= {f"score {f} {k}": (score_row, (*f, k)) for f in fields for k in widths}
+    # Every width with every noise, and every width with every stride; trained for minutes, so not all three.
+    pairs = [("gaussian", 1)] if smoke else [(k, 1) for k in NOISES] + [("gaussian", s) for s in strides[1:]]
+    for kind, stride in pairs:
+        for kappa in (16.0,) if smoke else widths:
+            found[f"trained {kind} {kappa} {stride}"] = (trained_row, (kind, kappa, stride))
+    return found
 
 
-def bound(kind: str, sigma: float, votes: int) -> float:
-    """Cramer-Rao bound of the variance, in steps^2, from ``votes`` steps in a row."""
-    if kind == "laplace":
-        return sigma**2 / (2 * votes)
-    if kind == "gaussian":
-        return sigma**2 / votes
-    lag = torch.arange(votes, dtype=torch.float64)
-    covariance = RHO ** (lag[:, None] - lag[None]).abs()
-    return sigma**2 / float(torch.linalg.inv(covariance).sum())
+def computed(options: Any, trials: int, steps: int, repeats: int) -> dict[str, list[Row]]:
+    """Rows by part: "distance", "score", "trained" (one row per training seed)."""
+    todo = cases(options.smoke)
+    settings = {"seed": options.seed, "trials": trials, "steps": steps, "smoke": options.smoke}
+    parts = Parts(options.out / "boundary_variance.parts.json", 0, settings)
+    found: dict[str, list[Row]] = {"distance": [], "score": [], "trained": []}
+    jobs = [(k, r) for k in todo for r in range(repeats if k.startswith("trained") else 1)]
+    for key, repeat in tqdm(sorted(jobs, key=lambda job: job[1]), desc="boundary variance", mininterval=1):
+        function, arguments = todo[key]
+        seed = options.seed + 1000 * repeat
+
+        def run(key=key, function=function, arguments=arguments, seed=seed) -> Row:
+            if function is trained_row:
+                return function(*arguments, steps, trials // 5, seed)
+            own = zlib.crc32(key.encode())  # each row its own noise, whatever the order
+            return function(*arguments, trials, torch.Generator().manual_seed(seed + own))
+
+        found[key.split()[0]].append(parts.get(f"{key} {repeat}", run))
+    parts.finish()
+    return found
 
 
-def read_crossing(distance: Tensor, scale: Tensor, estimator: str, window: int) -> Tensor:
-    """``[N]`` boundary of each field: its most certain crossing, NaN where there is none."""
-    found = ops.boundary_crossings(distance, scale, estimator=estimator, vote_window=window)
-    if found.position.shape[1] == 0:
-        return torch.full((distance.shape[0],), torch.nan)
-    best = found.std.argmin(dim=1, keepdim=True)
-    return torch.where(found.count > 0, found.position.gather(1, best).squeeze(1), torch.nan)
+def pooled(rows: list[Row]) -> list[Row]:
+    """Rows of the training seeds of a case averaged (mean squared errors, robust variances, efficiencies of the means)."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["noise"], row["kappa"], row["stride"]), []).append(row)
+    found = []
+    for (kind, kappa, stride), group in groups.items():
+        one: Row = {"noise": kind, "kappa": kappa, "stride": stride, "seeds": len(group)}
+        one["bound"] = sum(r["bound"] for r in group) / len(group)
+        for name in (*PEAKS, *ESTIMATORS):
+            one[name] = {k: sum(r[name][k] for r in group) / len(group) for k in ("mse", "bias", "robust", "found")}
+            one[name]["efficiency"] = one["bound"] / one[name]["mse"]
+        found.append(one)
+    return found
 
 
-def estimators_alone(trials: int, generator: torch.Generator) -> list[dict[str, Any]]:
-    rows = []
-    times = torch.arange(STEPS, dtype=torch.float32)
-    for kind in NOISES:
-        for sigma in (0.1, 0.3):
-            for window in (4, 8, 16):
-                b = STEPS / 2 + torch.rand(trials, generator=generator)
-                distance = times - b[:, None] + sigma * noise(kind, (trials, STEPS), generator)
-                scale = torch.full_like(distance, sigma / math.sqrt(2))
-                row: dict[str, Any] = {"noise": kind, "sigma": sigma, "window": window, "votes": 2 * window}
-                row["bound"] = bound(kind, sigma, 2 * window)
-                for name in ("crossing", "vote_median", "vote_mean"):
-                    error = read_crossing(distance, scale, name, window) - b
-                    error = error[error.isfinite()]
-                    row[name] = {
-                        "variance": float((error**2).mean()), "found": error.numel() / trials,
-                        "efficiency": row["bound"] / float((error**2).mean()),
-                    }  # fmt: skip
-                rows.append(row)
-    return rows
+def ratios(row: Row) -> dict[str, float]:
+    """Mean squared error of classification over that of distances: plain reading, best readings, and robustly."""
+
+    def best(names: tuple[str, ...], key: str = "mse") -> float:
+        return min(row[name][key] for name in names)
+
+    return {
+        "argmax / crossing": row["argmax"]["mse"] / row["crossing"]["mse"],
+        "best peak / best vote": best(PEAKS) / best(ESTIMATORS[1:]),
+        "robust": best(PEAKS, "robust") / best(ESTIMATORS[1:], "robust"),
+    }
 
 
-def ramps(kappa: float, sigma: float, count: int, generator: torch.Generator, kind: str) -> tuple[Tensor, Tensor]:
-    """Signals ``[N, T, 1]`` and boundaries ``[N]``."""
-    b = STEPS / 3 + torch.rand(count, generator=generator) * STEPS / 3
-    times = torch.arange(STEPS, dtype=torch.float32)
-    clean = torch.sigmoid(4 * (times - b[:, None]) / kappa)  # from 12 % to 88 % over kappa steps
-    return (clean + sigma * noise(kind, (count, STEPS), generator)).unsqueeze(-1), b
+def markdown(rows: dict[str, list[Row]], settings: str) -> str:
+    def efficiencies(r: Row) -> list[str]:
+        claimed = [f"{math.sqrt(r[n]['claimed']):.2f}" for n in ESTIMATORS[1:]]
+        limit = f"{r['attainable']:.2f}" if "attainable" in r else "1"
+        return [*(f"{r[n]['efficiency']:.2f}" for n in ESTIMATORS), limit, *claimed]
 
-
-def train_heads(kappa: float, sigma: float, kind: str, steps: int, generator: torch.Generator) -> tuple[Any, Any]:
-    """A classifier and a distance head of the same size on the same batches."""
-    radius = max(8.0, kappa)
-    classifier, distance_head = ConvTower(1, 32, 1, 2), BoundaryDistanceHead(1, 1, 32, 2, radius)
-    layers = [*classifier.parameters(), *distance_head.parameters()]
-    optimizer = torch.optim.AdamW(layers, lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    times, mask = torch.arange(STEPS, dtype=torch.float32), torch.ones(64, STEPS, dtype=torch.bool)
-    for _ in range(steps):
-        signal, b = ramps(kappa, sigma, 64, generator, kind)
-        offset = times - b[:, None]
-        near = (offset.abs() <= max(kappa / 2, 0.5)).float()
-        logits = classifier(signal, mask).squeeze(-1)
-        distance, scale = distance_head(signal, mask)
-        target = offset.clamp(-radius, radius).unsqueeze(1)
-        summed, count = boundary_distance_loss(
-            distance, scale, target, radius, mask.unsqueeze(1), kind="laplace", slope_weight=0.1
-        )
-        loss = F.binary_cross_entropy_with_logits(logits, near) + summed / count
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(layers, 1.0)
-        optimizer.step()
-        schedule.step()
-    return classifier.eval(), distance_head.eval()
-
-
-def peaks(probability: Tensor, kappa: float) -> dict[str, Tensor]:
-    """``[N]`` boundaries from boundary probabilities ``[N, T]``."""
-    times = torch.arange(probability.shape[1], dtype=torch.float32)
-    best = probability.argmax(dim=1)
-    around = (times - best[:, None]).abs() <= max(kappa, 2.0)
-    weight = probability * around
-    inner = best.clamp(1, probability.shape[1] - 2)
-    left, middle, right = (probability.gather(1, (inner + i)[:, None]).squeeze(1) for i in (-1, 0, 1))
-    curve = left - 2 * middle + right
-    shift = torch.where(curve < -1e-6, 0.5 * (left - right) / curve, 0.0).clamp(-1, 1)
-    return {"argmax": best.float(), "centroid": (weight * times).sum(1) / weight.sum(1), "parabola": inner + shift}
-
-
-@torch.no_grad()
-def trained_heads(kappa: float, sigma: float, kind: str, steps: int, trials: int, seed: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    with torch.enable_grad():
-        classifier, head = train_heads(kappa, sigma, kind, steps, generator)
-    signal, b = ramps(kappa, sigma, trials, generator, kind)
-    mask = torch.ones(trials, STEPS, dtype=torch.bool)
-    found = peaks(classifier(signal, mask).squeeze(-1).sigmoid(), kappa)
-    distance, scale = (field.squeeze(1) for field in head(signal, mask))
-    for name in ("crossing", "vote_median", "vote_mean"):
-        found[name] = read_crossing(distance, scale, name, max(4, int(kappa / 2)))
-    row: dict[str, Any] = {"kappa": kappa, "sigma": sigma, "noise": kind}
-    for name, position in found.items():
-        error = (position - b)[position.isfinite()]
-        row[name] = {"variance": float((error**2).mean()), "found": error.numel() / trials}
-    return row
-
-
-def markdown(alone: list[dict[str, Any]], trained: list[dict[str, Any]], settings: str) -> str:
     first = [
-        [r["noise"], f"{r['sigma']:g}", str(r["votes"]),
-         *(f"{r[n]['efficiency']:.2f}" for n in ("crossing", "vote_median", "vote_mean"))]
-        for r in alone
+        [r["noise"], f"{r['sigma']:g}", str(r["stride"]), str(r["window"]), str(r["votes"]), *efficiencies(r)]
+        for r in rows["distance"]
     ]  # fmt: skip
-    names = ("argmax", "centroid", "parabola", "crossing", "vote_median", "vote_mean")
-    second = [
-        [r["noise"], f"{r['kappa']:g}", *(f"{r[n]['variance']:.4f}" for n in names),
-         f"{r['argmax']['variance'] / r['crossing']['variance']:.1f}",
-         f"{r['centroid']['variance'] / r['vote_median']['variance']:.1f}"]
-        for r in trained
+    crossing = {(r["noise"], r["sigma"], r["stride"]): r["crossing"] for r in rows["distance"]}
+    second = []
+    for r in rows["score"]:
+        mse = crossing[r["noise"], r["sigma"], r["stride"]]["mse"]
+        second.append([
+            r["noise"], f"{r['sigma']:g}", str(r["stride"]), f"{r['kappa']:g}",
+            *(f"{r[n]['mse']:.3f}" for n in PEAKS), f"{mse:.4f}", f"{r['argmax']['mse'] / mse:.1f}",
+            f"{min(r[n]['mse'] for n in PEAKS) / mse:.1f}",
+        ])  # fmt: skip
+    names = (*PEAKS, *ESTIMATORS)
+    third = [
+        [r["noise"], str(r["stride"]), f"{r['kappa']:g}", f"{r['bound']:.4f}", *(f"{r[n]['mse']:.4f}" for n in names),
+         f"{max(r[n]['efficiency'] for n in ESTIMATORS):.2f}", *(f"{v:.1f}" for v in ratios(r).values())]
+        for r in rows["pooled"]
     ]  # fmt: skip
     return "\n".join([
         "# How precisely a boundary can be read off", "", settings, "",
-        "## Estimators alone: Cramer-Rao bound over measured variance", "",
-        report.table(["noise", "sigma", "votes", "crossing", "vote median", "vote mean"], first),
-        "## Trained heads on the same signal: mean squared error in steps^2", "",
+        "![errors and efficiencies](boundary_variance.png)", "",
+        "## Trained heads on the same signal: mean squared error in frames^2", "",
         report.table(
-            ["noise", "kappa", *names, "argmax / crossing", "centroid / vote median"], second
+            ["noise", "stride", "kappa", "bound", *names, "best efficiency", "argmax / crossing",
+             "best peak / best vote", "the same, robust"], third,
+        ),
+        "## Distance fields alone: Cramer-Rao bound over mean squared error", "",
+        "Attainable: what the best shift-invariant estimator (Pitman) reaches. Claimed: the claimed standard error over the "
+        "root mean squared error, votes by median and by mean.", "",
+        report.table(
+            ["noise", "sigma", "stride", "window", "votes", "crossing", "vote median", "vote mean", "attainable",
+             "claimed, median", "claimed, mean"], first,
+        ),
+        "## Score plateaus alone: mean squared error in frames^2 against a crossing's", "",
+        report.table(
+            ["noise", "sigma", "stride", "kappa", *PEAKS, "crossing", "argmax / crossing", "best peak / crossing"], second
         ),
     ])  # fmt: skip
 
 
 def main() -> None:
-    options = report.parser(__doc__).parse_args()
-    torch.set_num_threads(2)
+    parser = report.parser(__doc__)
+    parser.add_argument("--repeats", type=int, help="training seeds per case (3; with --smoke 1)")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     begin = time.perf_counter()
-    trials, steps = (500, 60) if options.smoke else (20000, 800)
-    generator = torch.Generator().manual_seed(options.seed)
-    alone = estimators_alone(trials, generator)
-    widths, kinds = ((8.0,), ("gaussian",)) if options.smoke else (WIDTHS, NOISES)
-    trained = [
-        trained_heads(kappa, 0.1, kind, steps, trials // 5, options.seed) for kind in kinds for kappa in widths
-    ]  # fmt: skip
+    trials, steps = (2000, 300) if options.smoke else (20000, 800)
+    repeats = options.repeats or (1 if options.smoke else 3)
+    rows = computed(options, trials, steps, repeats)
+    rows["pooled"] = pooled(rows["trained"])
     settings = (
-        f"`python benchmarks/evidence/boundary_variance.py --seed {options.seed}`: {trials:,} fields per row of part 1; "
-        f"part 2: {steps:,} training steps of 64 signals, signal noise 0.1, {trials // 5:,} test signals."
+        f"`python benchmarks/evidence/boundary_variance.py --seed {options.seed}`: {trials:,} fields or scores per row; "
+        f"trained heads: {repeats} seed(s) of {steps:,} steps of 64 signals, signal noise 0.1, {trials // 5:,} test "
+        "signals each. Lengths in frames."
     )
-    seconds = time.perf_counter() - begin
-    content = {"seed": options.seed, "seconds": seconds, "estimators_alone": alone, "trained_heads": trained}
-    report.write(Path(options.out), "boundary_variance", content, markdown(alone, trained, settings))
+    content = {"seed": options.seed, "seconds": time.perf_counter() - begin, **rows}
+    report.write(Path(options.out), "boundary_variance", content, markdown(rows, settings))
+    boundary_picture.draw_variance(Path(options.out) / "boundary_variance.png", rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""The pictures of boundary_variance.py and boundary_calibration.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pictures
+from boundary_fields import ESTIMATORS, NOISES, PEAKS
+
+from tzn.visualization.style import PALETTE, new_figure
+
+COLOUR = dict(zip((*PEAKS, *ESTIMATORS), PALETTE, strict=False))
+STYLE = dict.fromkeys(PEAKS, "--s") | dict.fromkeys(ESTIMATORS, "-o")
+
+
+def draw_variance(path: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Left: trained heads' error against kappa; middle: against stride; right: efficiency of votes against their number."""
+    figure = new_figure(11, 3.6)
+    width, stride, votes = figure.subplots(1, 3)
+    draw_errors(width, [r for r in rows["pooled"] if (r["noise"], r["stride"]) == ("gaussian", 1)], "kappa")
+    widest = max(r["kappa"] for r in rows["pooled"])
+    draw_errors(stride, [r for r in rows["pooled"] if (r["noise"], r["kappa"]) == ("gaussian", widest)], "stride")
+    width.set_title("trained heads, Gaussian noise, stride 1", fontsize=9)
+    stride.set_title(f"the same, kappa = {widest:g}", fontsize=9)
+    width.legend(fontsize=7)
+    draw_efficiency(votes, [r for r in rows["distance"] if r["sigma"] == 0.1 and r["stride"] == 1])
+    pictures.save(figure, path)
+
+
+def draw_errors(axes: Any, rows: list[dict[str, Any]], key: str) -> None:
+    rows = sorted(rows, key=lambda r: r[key])
+    where = [r[key] for r in rows]
+    for name, colour in COLOUR.items():
+        values = [r[name]["mse"] for r in rows]
+        axes.plot(where, values, STYLE[name], color=colour, markersize=3, label=name.replace("_", " "))
+    axes.plot(where, [r["bound"] for r in rows], ":", color="black", label="Cramer-Rao bound")
+    axes.set(xscale="log", yscale="log", xlabel=f"{key} (frames)", ylabel="mean squared error (frames²)")
+    axes.set_xticks(where, [f"{w:g}" for w in where])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+
+
+def draw_efficiency(axes: Any, rows: list[dict[str, Any]]) -> None:
+    for kind, colour in zip(NOISES, PALETTE, strict=False):
+        mine = sorted((r for r in rows if r["noise"] == kind), key=lambda r: r["votes"])
+        for name, style in (("vote_mean", "-o"), ("vote_median", "--s"), ("crossing", ":^")):
+            axes.plot(
+                [r["votes"] for r in mine], [r[name]["efficiency"] for r in mine], style, color=colour, markersize=3,
+                label=f"{kind}, {name.replace('_', ' ')}",
+            )  # fmt: skip
+    axes.set(xlabel="votes", ylabel="bound / mean squared error", ylim=(0, 1.1))
+    axes.set_title("distance fields alone, sigma = 0.1", fontsize=9)
+    axes.legend(fontsize=6)
+    axes.grid(alpha=0.3)
