@@ -205,7 +205,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     begin = time.perf_counter()
-    steps = 30 if options.smoke else 600
+    steps = 100 if options.smoke else 600
     settings = {"seed": options.seed, "steps": steps, "held_out": options.held_out, "data": str(options.data)}
     parts = Parts(options.out / "boundary_calibration.parts.json", len(options.runs), settings)
     runs = {

@@ -50,6 +50,23 @@ def bound(kind: str, sigma: float, votes: int, stride: int = 1) -> float:
     return sigma**2 / float(precision(kind, votes, stride).sum())
 
 
+def theory(kind: str, sigma: float, votes: int, stride: int) -> dict[str, float]:
+    """Variances in frames^2 that estimators should have on fields of known noise.
+
+    A crossing a share f between two steps with noise of correlation r has sigma^2 (1 - 2 f (1 - f) (1 - r)), on average
+    over f sigma^2 (2 + r) / 3. The mean of votes has sigma^2 1'C1 / n^2. The median is known for many independent votes:
+    1 / (4 n p(0)^2) with the noise's density p at 0.
+    """
+    lag = torch.arange(votes, dtype=torch.float64) * stride
+    correlation = RHO ** (lag[:, None] - lag[None]).abs() if kind == "ar1" else torch.eye(votes, dtype=torch.float64)
+    neighbour = RHO**stride if kind == "ar1" else 0.0
+    median = {"gaussian": math.pi / 2, "laplace": 0.5, "ar1": math.nan}[kind]
+    return {
+        "crossing": sigma**2 * (2 + neighbour) / 3, "vote_median": sigma**2 * median / votes,
+        "vote_mean": sigma**2 * float(correlation.sum()) / votes**2,
+    }  # fmt: skip
+
+
 def best_shift_invariant(sigma: float, votes: int, trials: int, generator: torch.Generator) -> float:
     """Variance of Pitman's estimator under Laplace noise: no estimator that follows shifts has less.
 
@@ -65,22 +82,33 @@ def best_shift_invariant(sigma: float, votes: int, trials: int, generator: torch
     return sigma**2 * total / trials
 
 
-def read_boundary(distance: Tensor, scale: Tensor, estimator: str, window: int) -> tuple[Tensor, Tensor]:
+def read_boundary(
+    distance: Tensor, scale: Tensor, estimator: str, window: int, near: tuple[Tensor, float] | None = None
+) -> tuple[Tensor, Tensor]:
     """Boundary of each field ``[N, T]`` and its claimed standard error, ``[N]`` steps: its most certain crossing's, NaN
-    where there is none."""
+    where there is none. ``near``: (boundaries ``[N]``, radius) within which alone to look."""
     found = ops.boundary_crossings(distance, scale, estimator=estimator, vote_window=window)
     if found.position.shape[1] == 0:
         nothing = torch.full((distance.shape[0],), torch.nan)
         return nothing, nothing
-    best = found.std.argmin(dim=1, keepdim=True)
-    position, std = (values.gather(1, best).squeeze(1) for values in (found.position, found.std))
-    return tuple(torch.where(found.count > 0, values, torch.nan) for values in (position, std))
+    doubt = found.std
+    if near is not None:
+        doubt = torch.where((found.position - near[0][:, None]).abs() <= near[1], doubt, torch.inf)
+    best = doubt.min(dim=1)
+    position = found.position.gather(1, best.indices[:, None]).squeeze(1)
+    there = best.values.isfinite()
+    return torch.where(there, position, torch.nan), torch.where(there, best.values, torch.nan)
 
 
-def peaks(score: Tensor, kappa: float) -> dict[str, Tensor]:
-    """``[N]`` boundaries in steps from scores ``[N, T]`` whose plateau is ``kappa`` steps wide."""
+def peaks(score: Tensor, kappa: float, near: Tensor | None = None, reach: float = 0.0) -> dict[str, Tensor]:
+    """``[N]`` boundaries in steps from scores ``[N, T]`` whose plateau is ``kappa`` steps wide.
+
+    With ``near`` ``[N]``: the highest score is sought within ``reach`` steps of it.
+    """
     times = torch.arange(score.shape[1], dtype=torch.float32)
     best = score.argmax(dim=1)
+    if near is not None:
+        best = torch.where((times - near[:, None]).abs() <= reach, score, -torch.inf).argmax(dim=1)
     around = (times - best[:, None]).abs() <= max(kappa, 2.0)
     weight = score.clamp(min=0) * around
     inner = best.clamp(1, score.shape[1] - 2)
