@@ -5,15 +5,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
+.PHONY: demo test evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
 
 # Triton's interpreter is chosen when Triton is imported, so its tests are a process of their own.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --ignore=tests/kernels
+	$(BIN)/python -m pytest -q --ignore=tests/kernels --ignore=tests/evidence
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels tests/ops
+
+# Every program of benchmarks/evidence on tiny settings, and the directions that theory or counting make certain.
+evidence-smoke: $(STAMP)
+	$(BIN)/python -m pytest -q tests/evidence
 
 # The CPU kernels built with AddressSanitizer and UBSan, beside the normal ones, and the op and fuzz tests on them.
 SANITIZED := build/sanitize

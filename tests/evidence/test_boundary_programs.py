@@ -29,6 +29,31 @@ def test_bounds():
     assert boundary_fields.bound("ar1", 1.0, 9, stride=2) == pytest.approx((1 + rho) / (9 - 7 * rho))
 
 
+def test_theory():
+    found = boundary_fields.theory("gaussian", 0.3, 9, 1)
+    assert found["vote_mean"] == pytest.approx(0.01) and found["vote_median"] == pytest.approx(0.01 * math.pi / 2)
+    assert boundary_fields.theory("laplace", 0.3, 9, 1)["vote_median"] == pytest.approx(0.005)
+    # Neighbours that err alike cancel nothing; independent ones a third.
+    assert boundary_fields.theory("ar1", 1.0, 8, 4)["crossing"] == pytest.approx((2 + boundary_fields.RHO**4) / 3)
+    row = boundary_fields.distance_row("ar1", 0.1, 2, 16, 4000, torch.Generator().manual_seed(0))
+    for name in ("crossing", "vote_mean"):
+        expected = boundary_fields.theory("ar1", 0.1, 16, 2)[name]
+        assert row[name]["mse"] == pytest.approx(expected, rel=0.1)
+
+
+def test_a_boundary_is_sought_near_a_place():
+    times, near = torch.arange(60.0), torch.tensor([40.0])
+    field = torch.where(times < 30, times - 12.25, times - 41.5).clamp(-8, 8).unsqueeze(0)
+    scale = torch.full_like(field, 0.3)
+    scale[:, 5:20] = 0.1
+    assert float(boundary_fields.read_boundary(field, scale, "crossing", 4)[0]) == pytest.approx(12.25)
+    assert float(boundary_fields.read_boundary(field, scale, "crossing", 4, near, 8)[0]) == pytest.approx(41.5)
+    assert boundary_fields.read_boundary(field, scale, "crossing", 4, near - 12, 8)[0].isnan().all()
+    score = torch.exp(-((times - 12) ** 2) / 8) + 0.6 * torch.exp(-((times - 41) ** 2) / 8)
+    assert float(boundary_fields.peaks(score.unsqueeze(0), 4)["argmax"]) == 12
+    assert float(boundary_fields.peaks(score.unsqueeze(0), 4, near, 8)["centroid"]) == pytest.approx(41, abs=0.01)
+
+
 def test_no_estimator_reaches_the_bound_at_two_laplace_votes():
     # The posterior mean of two votes is their mean by symmetry: variance sigma^2 / 2, twice the bound.
     found = boundary_fields.best_shift_invariant(1.0, 2, 4000, torch.Generator().manual_seed(0))

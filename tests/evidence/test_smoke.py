@@ -14,6 +14,8 @@ import pytest
 import torch
 from small_model import build, features
 
+from tzn.config_loading import load_config
+from tzn.data.synthetic import generate_synthetic
 from tzn.profiling import count_multiply_adds
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence"
@@ -95,6 +97,25 @@ def check_depth(run, trained, shared_data, tmp_path):
     dial = content["runs"][trained.ours.name]["dial"]
     work = [point["gmac"] for _, point in sorted(dial.items(), key=lambda item: float(item[0]))]
     assert work == sorted(set(work)) and len(work) > 1, "more depth, more counted multiply-adds"
+
+
+def check_controls(run, trained, shared_data, tmp_path):
+    content = run("--data", hapt_like(tmp_path / "hapt"), "--runs", tmp_path / "runs")
+    work = {name: parts[0]["gmac_per_recording"] for name, parts in content["results"].items()}
+    assert work["uniform"] < work["full"], "two blocks for every token against four"
+    assert work["hapt"] <= work["full"]
+
+
+def hapt_like(folder: Path) -> Path:
+    """Synthetic recordings of HAPT's shape, under its class names."""
+    generate_synthetic(folder, num_recordings=9, length=(150, 250), num_classes=12, channels=30, seed=2)
+    short = load_config(FOLDER.parents[1] / "configs" / "hapt.yaml").evaluation.short_classes
+    path = folder / "annotations.json"
+    text = path.read_text()
+    for label, name in enumerate(short):
+        text = text.replace(f'"class_{label}"', f'"{name}"')
+    path.write_text(text)
+    return folder
 
 
 def check_heterogeneity(run, trained, shared_data, tmp_path):
