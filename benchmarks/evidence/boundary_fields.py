@@ -100,15 +100,10 @@ def read_boundary(
     return torch.where(there, position, torch.nan), torch.where(there, best.values, torch.nan)
 
 
-def peaks(score: Tensor, kappa: float, near: Tensor | None = None, reach: float = 0.0) -> dict[str, Tensor]:
-    """``[N]`` boundaries in steps from scores ``[N, T]`` whose plateau is ``kappa`` steps wide.
-
-    With ``near`` ``[N]``: the highest score is sought within ``reach`` steps of it.
-    """
+def peaks(score: Tensor, kappa: float) -> dict[str, Tensor]:
+    """``[N]`` boundaries in steps from scores ``[N, T]`` whose plateau is ``kappa`` steps wide."""
     times = torch.arange(score.shape[1], dtype=torch.float32)
     best = score.argmax(dim=1)
-    if near is not None:
-        best = torch.where((times - near[:, None]).abs() <= reach, score, -torch.inf).argmax(dim=1)
     around = (times - best[:, None]).abs() <= max(kappa, 2.0)
     weight = score.clamp(min=0) * around
     inner = best.clamp(1, score.shape[1] - 2)

@@ -78,11 +78,6 @@ def train_heads(
     return classifier.eval(), distance_head.eval()
 
 
-def head_radius(kappa: float, stride: int) -> float:
-    """Steps within which distances are learnt, and both heads are read off."""
-    return max(4.0, max(8.0, kappa) / stride)
-
-
 def trained_row(kind: str, kappa: float, stride: int, steps: int, trials: int, seed: int) -> dict[str, Any]:
     """Errors of both heads' estimators on ``trials`` fresh signals of noise 0.1.
 
@@ -97,7 +92,7 @@ def trained_row(kind: str, kappa: float, stride: int, steps: int, trials: int, s
     with torch.no_grad():
         score = classifier(signal, mask).squeeze(-1).sigmoid()
         distance, scale = (field.squeeze(1) for field in head(signal, mask))
-    near = (b / stride, head_radius(kappa, stride))
+    near = (b / stride, reach(kappa, stride))
     inside = (torch.arange(score.shape[1]) - near[0][:, None]).abs() <= near[1]
     window = max(2, round(max(4, kappa / 2) / stride))
     found, anywhere = peaks(torch.where(inside, score, 0.0), kappa / stride), peaks(score, kappa / stride)

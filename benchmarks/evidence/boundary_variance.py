@@ -38,7 +38,7 @@ SIGMAS = (0.1, 0.3)
 STRIDES = (1, 2, 4)
 WINDOWS = (4, 8, 16)
 WIDTHS = (2.0, 4.0, 8.0, 16.0)
-COLLECTED = ("mse", "bias", "robust", "found", "elsewhere")
+COLLECTED = ("mse", "bias", "robust", "found", "wrong")
 Row = dict[str, Any]
 
 
@@ -90,9 +90,7 @@ def pooled(rows: list[Row]) -> list[Row]:
         one: Row = {"noise": kind, "kappa": kappa, "stride": stride, "seeds": len(group)}
         one["bound"] = sum(r["bound"] for r in group) / len(group)
         for name in (*PEAKS, *ESTIMATORS):
-            one[name] = {
-                k: sum(r[name][k] for r in group) / len(group) for k in ("mse", "bias", "robust", "found", "wrong")
-            }
+            one[name] = {k: sum(r[name][k] for r in group) / len(group) for k in COLLECTED}
             one[name]["efficiency"] = one["bound"] / one[name]["mse"]
         found.append(one)
     return found
@@ -167,7 +165,7 @@ def trained_lines(rows: list[Row]) -> list[str]:
     names = (*PEAKS, *ESTIMATORS)
 
     def line(r: Row) -> list[str]:
-        shares = [f"{100 * max(r[n]['elsewhere'] for n in group):.1f}" for group in (PEAKS, ESTIMATORS)]
+        shares = [f"{100 * max(r[n]['wrong'] for n in group):.1f}" for group in (PEAKS, ESTIMATORS)]
         return [
             r["noise"], str(r["stride"]), f"{r['kappa']:g}", f"{r['bound']:.4f}", *(f"{r[n]['mse']:.4f}" for n in names),
             f"{max(r[n]['efficiency'] for n in PEAKS):.2f} / {max(r[n]['efficiency'] for n in ESTIMATORS):.2f}",
@@ -178,10 +176,10 @@ def trained_lines(rows: list[Row]) -> list[str]:
         "## Trained heads on the same signal: mean squared error in frames^2", "",
         "Efficiency: bound / mean squared error of the best peak / of the best crossing or vote. A biased estimator can beat "
         "the bound (where a ramp is narrower than the stride, one that always says the middle between two steps does). "
-        "Elsewhere: % of signals whose surest peak / crossing lies outside the radius.", "",
+        "Robust: by the median absolute deviation. Wrong: the surest peak / crossing of the whole signal is farther off.", "",
         report.table(
             ["noise", "stride", "kappa", "bound", *names, "efficiency", "argmax / crossing", "best peak / best vote",
-             "the same, robust", "elsewhere"], [line(r) for r in rows],
+             "the same, robust", "wrong peak / crossing, %"], [line(r) for r in rows],
         ),
     ]  # fmt: skip
 
