@@ -7,6 +7,7 @@ is a folder of real recordings, and skips the test where there is none.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def check_controls(run, trained, shared_data, tmp_path):
 
 def hapt_like(folder: Path) -> Path:
     """Synthetic recordings of HAPT's shape, under its class names."""
-    generate_synthetic(folder, num_recordings=9, length=(150, 250), num_classes=12, channels=30, seed=2)
+    generate_synthetic(folder, num_recordings=9, length=(350, 400), num_classes=12, channels=30, seed=0)
     short = load_config(FOLDER.parents[1] / "configs" / "hapt.yaml").evaluation.short_classes
     path = folder / "annotations.json"
     text = path.read_text()
@@ -123,9 +124,22 @@ def check_heterogeneity(run, trained, shared_data, tmp_path):
 
 
 def check_ludb(run, trained, shared_data, tmp_path):
-    content = run("--data", shared_data("ludb"), "--runs", tmp_path / "runs")
+    content = run("--data", a_few(shared_data("ludb"), tmp_path / "few"), "--runs", tmp_path / "runs")
     work = {name: [r["gmac_per_recording"] for r in parts] for name, parts in content["results"].items()}
     assert max(work["ludb"]) < min(work["actionformer_ludb"]), "the shallower network counts fewer multiply-adds"
+
+
+def a_few(data: Path, folder: Path) -> Path:
+    """The first ten training and four test recordings of a data folder."""
+    content = json.loads((data / "annotations.json").read_text())
+    kept = {}
+    for subset, most in (("training", 10), ("test", 4)):
+        names = [name for name, entry in content["database"].items() if entry["subset"] == subset]
+        kept |= {name: content["database"][name] for name in names[:most]}
+    folder.mkdir()
+    (folder / "annotations.json").write_text(json.dumps(content | {"database": kept}))
+    (folder / "features").symlink_to(data / "features")
+    return folder
 
 
 def test_fewer_active_tokens_count_fewer_multiply_adds():
