@@ -68,7 +68,7 @@ def draw_calibration(path: Path, backbones: dict[str, list[dict[str, Any]]], bes
             share = [k / max(len(mean) - 1, 1) for k in range(len(mean))]
             left.plot(mean, share, color=PALETTE[colour], label=estimator.replace("_", " "))
         left.set(xlabel="|error| (s)", ylabel="share of those found", ylim=(0, 1))
-        left.set_title(f"two heads on {name}", fontsize=9)
+        left.set_title(name, fontsize=9)
         left.legend(fontsize=7)
         left.grid(alpha=0.3)
         draw_coverage(right, results)
