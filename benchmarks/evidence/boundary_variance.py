@@ -202,7 +202,8 @@ def main() -> None:
     rows = computed(options, trials, steps, repeats)
     rows["pooled"] = pooled(rows["trained"])
     settings = (
-        f"`python benchmarks/evidence/boundary_variance.py --seed {options.seed} --repeats {repeats}`: {trials:,} fields or scores per row; "
+        f"`python benchmarks/evidence/boundary_variance.py --seed {options.seed} --repeats {repeats}`: "
+        f"{trials:,} fields or scores per row; "
         f"trained heads: {repeats} seed(s) of {steps:,} steps of 64 signals, signal noise 0.1, {trials // 5:,} test "
         "signals each. Lengths in frames."
     )
