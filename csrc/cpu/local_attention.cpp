@@ -128,9 +128,7 @@ template <typename Scalar> Rows<Scalar> rows_of(const Tensor& x) {
   return rows;
 }
 
-template <typename Scalar> void run_tiles(const Forward<Scalar>& task, int64_t begin, int64_t end) {
-  TZN_DISPATCH(attend<Scalar>(task, begin, end))
-}
+template <typename Scalar> void run_units(const Forward<Scalar>& task) { TZN_DISPATCH(attend<Scalar>(task)) }
 
 template <typename Scalar>
 void forward(
@@ -138,13 +136,13 @@ void forward(
     const Tensor& out) {
   using F = Compute<Scalar>;
   check_bias(bias, plan, std::is_same_v<F, double> ? ScalarType::Double : ScalarType::Float);
+  Units units;
   const Forward<Scalar> task{
       &plan, bias ? static_cast<const F*>(bias->data_ptr()) : nullptr, rows_of<const Scalar>(q),
-      rows_of<const Scalar>(k), rows_of<const Scalar>(v), rows_of<Scalar>(out), heads_together<F>(plan)};
-  if (plan.queries() == 0) return clear_rows(task.out, 0, plan.query_rows, 0, plan.heads, plan.width);
-  const int64_t blocks = (plan.heads + task.heads_together - 1) / task.heads_together;
+      rows_of<const Scalar>(k), rows_of<const Scalar>(v), rows_of<Scalar>(out), heads_together<F>(plan), &units};
+  // Every thread that comes takes units until none is left, whichever share it was given.
   torch::stable::parallel_for(
-      0, static_cast<int64_t>(plan.tiles.size()) * blocks, 1, [&](int64_t begin, int64_t end) { run_tiles<Scalar>(task, begin, end); });
+      0, task.tile_units() + task.clear_units(), 1, [&](int64_t, int64_t) { run_units<Scalar>(task); });
 }
 
 void forward_any(

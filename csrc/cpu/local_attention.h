@@ -8,6 +8,7 @@
 #include "simd_level.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <utility>
@@ -77,6 +78,7 @@ struct Plan {
 
 // Queries per tile: long enough that few keys are packed twice, short enough for the caches (window 19, 128 channels).
 constexpr int64_t TILE = 64;
+constexpr int64_t CLEARED = 64;  // rows per unit of clearing
 
 // Cuts the queries into tiles. The cut depends on nothing but the plan, so results do not depend on the threads.
 inline void cut_tiles(Plan& plan) {
@@ -117,6 +119,27 @@ void clear_gaps(const Plan& plan, const Tile& tile, const Rows<Scalar>& rows, in
   if (tile.query_end == plan.queries()) clear_rows(rows, next, plan.query_rows, head_begin, head_end, plan.width);
 }
 
+// Zeros for those of the rows first … last - 1 that belong to no query.
+template <typename Scalar>
+void clear_between(const Plan& plan, const Rows<Scalar>& rows, int64_t first, int64_t last) {
+  auto query = std::lower_bound(plan.row.begin(), plan.row.end(), first);
+  while (first < last) {
+    const int64_t next = query == plan.row.end() ? last : std::min(*query++, last);
+    if (first < next) clear_rows(rows, first, next, 0, plan.heads, plan.width);
+    first = next + 1;
+  }
+}
+
+// Hands units of work to whichever thread asks next, so that none waits for another that was held up. Results do not
+// depend on who computes them.
+class Units {
+ public:
+  int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<int64_t> next_{0};
+};
+
 // Memory of one thread, aligned to a cache line. What is padded to whole vectors must be `clear`, zero at first, so that
 // padding adds nothing.
 template <typename F> class Scratch {
@@ -139,12 +162,19 @@ template <typename Scalar> struct Forward {
   Rows<const Scalar> q, k, v;
   Rows<Scalar> out;
   int64_t heads_together;  // heads whose rows of a tile are packed at once
+  Units* units;            // first all (tile, block of heads), heads fastest; then runs of rows to clear
+
+  int64_t blocks() const { return (plan->heads + heads_together - 1) / heads_together; }
+  int64_t tile_units() const { return static_cast<int64_t>(plan->tiles.size()) * blocks(); }
+  int64_t clear_units() const {
+    return plan->queries() == plan->query_rows ? 0 : (plan->query_rows + CLEARED - 1) / CLEARED;
+  }
 };
 
 // As many as fit into half a megabyte of the second-level cache, but few enough to share the work out evenly.
 template <typename F> int64_t heads_together(const Plan& plan) {
   const int64_t bytes = (TILE + 2 * plan.longest_tile) * std::max<int64_t>(plan.width, 1) * int64_t{sizeof(F)};
-  const int64_t fit = (int64_t{1} << 19) / bytes, even = plan.heads * static_cast<int64_t>(plan.tiles.size()) / 16;
+  const int64_t fit = (int64_t{1} << 19) / bytes, even = plan.heads * static_cast<int64_t>(plan.tiles.size()) / 8;
   return std::clamp<int64_t>(std::min(fit, even), 1, std::max<int64_t>(plan.heads, 1));
 }
 

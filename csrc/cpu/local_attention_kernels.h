@@ -235,23 +235,23 @@ TZN_INLINE void attend_tile(
   }
 }
 
-// Units begin … end - 1 of (tile, block of heads), heads fastest.
-template <typename Scalar> void attend(const Forward<Scalar>& task, int64_t begin, int64_t end) {
+// Units of the task until there are no more.
+template <typename Scalar> void attend(const Forward<Scalar>& task) {
   using F = Compute<Scalar>;
   const Plan& plan = *task.plan;
   Scratch<F> scratch;
-  const int64_t blocks = (plan.heads + task.heads_together - 1) / task.heads_together;
+  const int64_t blocks = task.blocks(), tile_units = task.tile_units(), units = tile_units + task.clear_units();
   TileMemory<F> m(scratch, plan, TILE, plan.longest_tile, plan.longest_range + 2 * GROUP<F>, task.bias, false);
   const int64_t query_size = (TILE + LANES<F>) * m.stride, key_size = (plan.longest_tile + LANES<F>) * m.stride;
   const bool narrow_rows = m.stride != plan.width;
   F* const q = scratch.take(task.heads_together * query_size, narrow_rows);
   F* const k = scratch.take(task.heads_together * key_size, narrow_rows);
   F* const v = scratch.take(task.heads_together * key_size, narrow_rows);
-  for (int64_t unit = begin; unit < end; ++unit) {
+  int64_t unit = task.units->take();
+  for (; unit < tile_units; unit = task.units->take()) {
     const Tile& tile = plan.tiles[unit / blocks];
     const int64_t queries = tile.query_end - tile.query_begin, keys = tile.key_end - tile.key_begin;
     const int64_t first = unit % blocks * task.heads_together, last = std::min(first + task.heads_together, plan.heads);
-    if (first == 0) clear_gaps(plan, tile, task.out, 0, plan.heads);
     pack_heads(task.q, plan.row.data(), tile.query_begin, queries, first, last, plan.width, nullptr, q, query_size);
     pack_heads(task.k, nullptr, tile.key_begin, keys, first, last, plan.width, plan.valid, k, key_size);
     pack_heads(task.v, nullptr, tile.key_begin, keys, first, last, plan.width, plan.valid, v, key_size);
@@ -260,6 +260,10 @@ template <typename Scalar> void attend(const Forward<Scalar>& task, int64_t begi
       m.q = q + (head - first) * query_size, m.k = k + (head - first) * key_size, m.v = v + (head - first) * key_size;
       attend_tile(task, tile, head, m);
     }
+  }
+  for (; unit < units; unit = task.units->take()) {
+    const int64_t first = (unit - tile_units) * CLEARED;
+    clear_between(plan, task.out, first, std::min(first + CLEARED, plan.query_rows));
   }
 }
 
