@@ -32,7 +32,7 @@ def choose_backend(device: torch.device | str = "cpu") -> str:
         ValueError: unknown name, or a back end that is not available, with the reason.
     """
     name = os.environ.get("TZN_BACKEND", "auto")
-    kind = torch.device(device).type
+    kind = (torch.device(device) if isinstance(device, str) else device).type
     if name == "auto":
         if kind == "cpu":
             return "cpp" if native.missing_reason() is None else "reference"

@@ -23,11 +23,21 @@ def check_tensor(name: str, value: object) -> None:
 def check_shape(name: str, tensor: Tensor, expected: str, *sizes: int | None) -> None:
     """``sizes`` are the dimensions, None where any size will do; ``expected`` is the text for the message."""
     check_tensor(name, tensor)
-    fits = tensor.dim() == len(sizes) and all(
-        want is None or have == want for have, want in zip(tensor.shape, sizes, strict=True)
-    )
-    if not fits:
-        fail(name, f"shape {tuple(tensor.shape)}", expected)
+    shape = tensor.shape
+    if shape == sizes:
+        return
+    if len(shape) != len(sizes) or any(want is not None and have != want for have, want in zip(shape, sizes)):
+        fail(name, f"shape {tuple(shape)}", expected)
+
+
+def check_alike(name: str, tensor: Tensor, like: Tensor, of: str) -> None:
+    """Shape, device and dtype of the argument ``of``, which is ``like``."""
+    check_tensor(name, tensor)
+    if tensor.shape == like.shape and tensor.device == like.device and tensor.dtype == like.dtype:
+        return  # nothing more is spent on the right case, which attention over short recordings would feel
+    check_shape(name, tensor, f"the shape of {of} {tuple(like.shape)}", *like.shape)
+    check_device(name, tensor, like.device)
+    fail(name, str(tensor.dtype), f"{like.dtype} like {of}")
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -42,7 +52,8 @@ def check_mask(name: str, mask: Tensor | None, batch: int, steps: int, device: t
     check_tensor(name, mask)
     if mask.dtype != torch.bool:
         fail(name, str(mask.dtype), "torch.bool (True = valid)")
-    check_shape(name, mask, f"[B, T] = [{batch}, {steps}]", batch, steps)
+    if mask.shape != (batch, steps):
+        fail(name, f"shape {tuple(mask.shape)}", f"[B, T] = [{batch}, {steps}]")
     check_device(name, mask, device)
 
 

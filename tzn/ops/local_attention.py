@@ -8,7 +8,7 @@ from torch import Tensor
 from tzn import reference
 from tzn.ops import native_attention, triton_attention
 from tzn.ops.backend import choose_backend, uses_triton
-from tzn.ops.checks import check_device, check_floating, check_mask, check_shape, check_window, fail
+from tzn.ops.checks import check_alike, check_device, check_floating, check_mask, check_shape, check_window, fail
 from tzn.ops.opaque import as_one_node, is_counting
 from tzn.ops.recompute import gradients_of
 
@@ -47,11 +47,8 @@ def local_attention(
     batch, heads, steps, width = q.shape
     if width == 0:
         fail("q", f"shape {tuple(q.shape)}", "[B, H, T, D] with D >= 1")
-    for name, tensor in (("k", k), ("v", v)):
-        check_shape(name, tensor, f"the shape of q {tuple(q.shape)}", *q.shape)
-        check_device(name, tensor, q.device)
-        if tensor.dtype != q.dtype:
-            fail(name, str(tensor.dtype), f"{q.dtype} like q")
+    check_alike("k", k, q, "q")
+    check_alike("v", v, q, "q")
     check_window(window)
     check_mask("mask", mask, batch, steps, q.device)
     check_mask("query_mask", query_mask, batch, steps, q.device)
