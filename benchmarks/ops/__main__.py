@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.ops [--threads 2] [--quick] [--out benchmarks/results]
 
-Runs of one piece of work are interleaved: every round runs each four times in a row, in rotating order, and times the
-fourth, which finds its data in the caches as it would in a network; medians over rounds. Peers get what is best for
+Runs of one piece of work are interleaved: every round runs each eleven times in a row, in rotating order, and times the
+last, which finds its data in the caches as it would in a network; medians over rounds. Peers get what is best for
 them: block masks are made beforehand, compiled peers are warmed up. Equal results are checked before anything is timed.
 """
 

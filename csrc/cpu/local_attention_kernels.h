@@ -247,6 +247,7 @@ template <typename Scalar> void attend(const Forward<Scalar>& task) {
   F* const q = scratch.take(task.heads_together * query_size, narrow_rows);
   F* const k = scratch.take(task.heads_together * key_size, narrow_rows);
   F* const v = scratch.take(task.heads_together * key_size, narrow_rows);
+  int64_t longest = 0;  // in keys, so far
   int64_t unit = task.units->take();
   for (; unit < tile_units; unit = task.units->take()) {
     const Tile& tile = plan.tiles[unit / blocks];
@@ -255,6 +256,11 @@ template <typename Scalar> void attend(const Forward<Scalar>& task) {
     pack_heads(task.q, plan.row.data(), tile.query_begin, queries, first, last, plan.width, nullptr, q, query_size);
     pack_heads(task.k, nullptr, tile.key_begin, keys, first, last, plan.width, plan.valid, k, key_size);
     pack_heads(task.v, nullptr, tile.key_begin, keys, first, last, plan.width, plan.valid, v, key_size);
+    if (keys > longest) {  // dots read rows past the last key: garbage there may be denormal, which is slow
+      for (int64_t block = 0; block < task.heads_together; ++block)
+        std::memset(k + block * key_size + keys * m.stride, 0, LANES<F> * m.stride * sizeof(F));
+      longest = keys;
+    }
     for (int64_t head = first; head < last; ++head) {
       m.enter(plan, tile, task.bias ? task.bias + head * plan.window : nullptr);
       m.q = q + (head - first) * query_size, m.k = k + (head - first) * key_size, m.v = v + (head - first) * key_size;

@@ -71,18 +71,26 @@ def packed_local_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, slot: Tensor, position: Tensor, bias: Tensor
 ) -> Tensor:
     """``[A, H, D]``; arguments as in :func:`tzn.reference.local_attention.packed_local_attention`."""
-    return _PackedLocalAttention.apply(q, k, v, bias, window, slot, position)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, bias)):
+        return _PackedLocalAttention.apply(q, k, v, bias, window, slot, position)  # type: ignore[no-any-return]
+    return _packed_forward(q, k, v, bias, window, slot, position)
+
+
+def _packed_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, slot: Tensor, position: Tensor
+) -> Tensor:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    cast = bias.to(compute_dtype(q.dtype)).contiguous()
+    torch.ops.tzn_native.packed_local_attention(
+        adjacent(q), adjacent(k), adjacent(v), window, slot, position, cast, out
+    )
+    return out
 
 
 class _PackedLocalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, window: int, slot: Tensor, position: Tensor) -> Tensor:
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        cast = bias.to(compute_dtype(q.dtype)).contiguous()
-        torch.ops.tzn_native.packed_local_attention(
-            adjacent(q), adjacent(k), adjacent(v), window, slot, position, cast, out
-        )
-        return out
+    def forward(*arguments: Any) -> Tensor:
+        return _packed_forward(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
