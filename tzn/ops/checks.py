@@ -26,7 +26,9 @@ def check_shape(name: str, tensor: Tensor, expected: str, *sizes: int | None) ->
     shape = tensor.shape
     if shape == sizes:
         return
-    if len(shape) != len(sizes) or any(want is not None and have != want for have, want in zip(shape, sizes)):
+    if len(shape) != len(sizes) or any(
+        want is not None and have != want for have, want in zip(shape, sizes, strict=True)
+    ):
         fail(name, f"shape {tuple(shape)}", expected)
 
 
