@@ -98,6 +98,7 @@ inline void cut_tiles(Plan& plan) {
 template <typename Scalar>
 void clear_rows(const Rows<Scalar>& rows, int64_t first, int64_t last, int64_t head_begin, int64_t head_end, int64_t width) {
   const int64_t heads = head_end - head_begin;
+  if (heads == 0 || width == 0) return;  // memory of size zero may be at null
   const bool together = rows.head_stride == width || heads == 1;
   while (first < last) {
     const int64_t end = std::min(last, (first / rows.steps + 1) * rows.steps);  // of the recording

@@ -92,7 +92,8 @@ def fuzz_in_a_child(op: str, given: argparse.Namespace) -> str | None:
         return None
     case = int.from_bytes(progress[:8], "little")
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    return f"{op}: {how}; again with\n  python tests/fuzz {op} --seed {given.seed} --first {case} --cases 1\n{said[-6000:]}"
+    said = said if len(said) <= 8000 else f"{said[:4000]}\n[...]\n{said[-4000:]}"  # a sanitizer names the fault first
+    return f"{op}: {how}; again with\n  python tests/fuzz {op} --seed {given.seed} --first {case} --cases 1\n{said}"
 
 
 def main() -> None:
