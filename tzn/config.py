@@ -105,6 +105,10 @@ class TrainingConfig:
         center_radius: positive points lie within this many strides of a segment's centre.
         target_depth: mean depth tau that the budget loss aims at (1 switches the budget loss off).
         depth_warmup: share of training over which the target falls from 1 to ``target_depth``.
+        teacher: checkpoint, or folder of a run, of a trained TemporalZoomNet that a TemporalZoomNet learns from besides
+            the annotations; ``None``: no teacher.
+        distill_class_weight, distill_boundary_weight, distill_depth_weight: weights of the teacher's class probabilities,
+            boundary distances and depths, see :mod:`tzn.training.distillation`.
     """
 
     epochs: int = 35
@@ -130,6 +134,10 @@ class TrainingConfig:
     center_radius: float = 1.5
     target_depth: float = 0.6
     depth_warmup: float = 0.5
+    teacher: str | None = None
+    distill_class_weight: float = 1.0
+    distill_boundary_weight: float = 0.3
+    distill_depth_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -149,6 +157,9 @@ class TrainingConfig:
         _require(
             self.boundary_loss in ("laplace", "l1"), "training.boundary_loss", self.boundary_loss, "'laplace' or 'l1'"
         )
+        for name in ("distill_class_weight", "distill_boundary_weight", "distill_depth_weight"):
+            _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), ">= 0")
+        _require(self.teacher != "", "training.teacher", self.teacher, "a checkpoint, the folder of a run, or null")
 
 
 @dataclass(frozen=True)

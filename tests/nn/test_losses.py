@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from tzn import ops
-from tzn.nn.losses import boundary_distance_loss, depth_budget_loss, diou_loss, focal_loss, laplace_loss
+from tzn.nn.losses import (
+    bernoulli_divergence,
+    boundary_distance_loss,
+    depth_budget_loss,
+    diou_loss,
+    focal_loss,
+    laplace_divergence,
+    laplace_loss,
+)
 
 
 def test_focal_loss_by_hand():
@@ -72,3 +80,41 @@ def test_depth_budget_punishes_only_excess_over_valid_steps():
     gates = ops.depth_gates(torch.tensor([[1.0, 0.5, 0.0]]), 4)
     assert float(depth_budget_loss(gates, mask, 0.5)) == pytest.approx(0.25**2)
     assert float(depth_budget_loss(gates, mask, 0.8)) == 0.0
+
+
+def test_bernoulli_divergence_by_hand_and_zero_for_equals():
+    p, z = 0.3, 0.8
+    q = 1 / (1 + math.exp(-z))
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    value = bernoulli_divergence(torch.tensor([z, z]), torch.tensor([p, p]))
+    assert float(value) == pytest.approx(2 * expected, rel=1e-5)
+    logits = torch.linspace(-30, 30, 13)
+    assert float(bernoulli_divergence(logits, logits.sigmoid())) == pytest.approx(0, abs=1e-5)
+    certain = torch.tensor([0.0, 1.0])  # 0 log 0 is 0
+    assert float(bernoulli_divergence(torch.zeros(2), certain)) == pytest.approx(2 * math.log(2))
+
+
+def test_bernoulli_divergence_pulls_by_the_difference_of_probabilities():
+    logits = torch.tensor([-2.0, 0.5], requires_grad=True)
+    bernoulli_divergence(logits, torch.tensor([0.9, 0.1])).backward()
+    torch.testing.assert_close(logits.grad, logits.detach().sigmoid() - torch.tensor([0.9, 0.1]))
+
+
+def test_laplace_divergence_is_the_integral_of_the_definition():
+    d, b, t, s = 1.5, 0.7, 0.2, 1.1
+    x = torch.linspace(-60, 60, 1_200_001, dtype=torch.float64)
+    p = torch.exp(-(x - t).abs() / s) / (2 * s)
+    log_ratio = -(x - t).abs() / s - math.log(2 * s) + (x - d).abs() / b + math.log(2 * b)
+    expected = float(torch.trapezoid(p * log_ratio, x))
+    numbers = [torch.tensor([v], dtype=torch.float64) for v in (d, b, t, s)]
+    assert float(laplace_divergence(*numbers)) == pytest.approx(expected, rel=1e-6)
+    assert float(laplace_divergence(*numbers[2:], *numbers[2:])) == 0
+
+
+def test_an_unsure_target_pulls_less():
+    def pull(scale: float) -> float:
+        d = torch.tensor([1.0], requires_grad=True)
+        laplace_divergence(d, torch.ones(1), torch.zeros(1), torch.tensor([scale])).backward()
+        return float(d.grad)
+
+    assert pull(0.05) == pytest.approx(1, abs=1e-6) and pull(8.0) == pytest.approx(1 - math.exp(-1 / 8))

@@ -58,6 +58,32 @@ def boundary_distance_loss(
     return value, near.sum()
 
 
+def bernoulli_divergence(logits: Tensor, probability: Tensor) -> Tensor:
+    """KL(p || q) of independent yes-or-no classes, summed; q = sigmoid(``logits``).
+
+    ``p log(p / q) + (1 - p) log((1 - p) / (1 - q))``: zero where q = p, with the gradient q - p at the logits.
+
+    Args:
+        logits: any shape; probability: p, the same shape, in [0, 1].
+    """
+    logits, p = logits.float(), probability.float()
+    cross = F.binary_cross_entropy_with_logits(logits, p, reduction="none")
+    entropy = -torch.xlogy(p, p) - torch.xlogy(1 - p, 1 - p)
+    return (cross - entropy).sum()
+
+
+def laplace_divergence(distance: Tensor, scale: Tensor, target: Tensor, target_scale: Tensor) -> Tensor:
+    """KL(Laplace(t, s) || Laplace(d, b)) of distances, summed; t = ``target`` and s = ``target_scale``, > 0.
+
+    ``log(b / s) + (s exp(-|d - t| / s) + |d - t|) / b - 1``: zero where d = t and b = s. An unsure target hardly pulls: its
+    gradient at d is that of an absolute error only where |d - t| is well above s.
+    """
+    error = (distance - target).abs()
+    return (
+        torch.log(scale / target_scale) + (target_scale * torch.exp(-error / target_scale) + error) / scale - 1
+    ).sum()
+
+
 def depth_budget_loss(gates: Tensor, mask: Tensor, target: float) -> Tensor:
     """Squared excess of the mean depth of valid steps over ``target``; layers cost the same, so the mean gate is it.
 

@@ -31,6 +31,7 @@ from tzn.data.dataset import (
 )
 from tzn.errors import ConfigError, TrainingError
 from tzn.files import atomic_write
+from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
 
 # Lightning's tips and tree warnings say nothing about a run.
@@ -98,15 +99,17 @@ def train(
         accelerator, devices, num_nodes: as in Lightning; under ``torchrun`` devices default to its processes.
 
     Raises:
-        ConfigError, DataError: configuration or data do not fit; nothing is written.
+        ConfigError, DataError, CheckpointError: configuration, data or teacher do not fit; nothing is written.
         TrainingError: NaN loss or out of memory; the last good checkpoint is kept.
     """
     data, out = Path(data), Path(out)
     last = out / "checkpoints" / "last.ckpt"
     _check_out(out, last, resume)
     train_set, validation_set = build_datasets(config, data)
+    # Before seeding: building a teacher draws random numbers, and a student with one starts as the student without.
+    teacher = load_teacher(config, train_set.classes) if config.training.teacher else None
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
-    module = LocalizerModule(config, train_set.classes, validation_set.recordings if validation_set else ())
+    module = LocalizerModule(config, train_set.classes, validation_set.recordings if validation_set else (), teacher)
     mean, std = fit_standardisation(train_set)
     module.model.feature_mean.copy_(mean)
     module.model.feature_std.copy_(std)

@@ -20,6 +20,7 @@ from tzn.inference.detections import Detections
 from tzn.inference.localize import localize_batch
 from tzn.models import ActionFormer, ActionFormerConfig, build_model
 from tzn.models.checkpoint import checkpoint_header
+from tzn.training.distillation import Teacher
 from tzn.training.objective import ActionFormerObjective, Objective
 
 
@@ -30,13 +31,16 @@ class LocalizerModule(pl.LightningModule):
         config: the experiment.
         classes: class names in label order; stored in the checkpoint.
         validation: ground truth of the validation recordings (may be empty).
+        teacher: a trained network to learn from; it stays outside the module, so neither checkpoints, averages nor
+            optimisers hold its weights.
     """
 
     def __init__(
-        self, config: ExperimentConfig, classes: tuple[str, ...], validation: Iterable[Recording] = ()
-    ) -> None:
+        self, config: ExperimentConfig, classes: tuple[str, ...], validation: Iterable[Recording] = (),
+        teacher: Teacher | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.config, self.classes = config, classes
+        self.config, self.classes, self.teacher = config, classes, teacher
         self.validation_truth = list(validation)
         self.model = build_model(config.model)
         kind = ActionFormerObjective if isinstance(config.model, ActionFormerConfig) else Objective
@@ -51,7 +55,8 @@ class LocalizerModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         outputs = self.model(*self._padded(batch))
         progress = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
-        losses = self.objective(outputs, batch.segments, batch.labels, progress)
+        taught = () if self.teacher is None else (self.teacher(batch.features, batch.mask),)
+        losses = self.objective(outputs, batch.segments, batch.labels, progress, *taught)
         bad = [name for name, value in losses.items() if not torch.isfinite(value)]
         if bad:
             raise TrainingError(

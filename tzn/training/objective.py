@@ -16,6 +16,7 @@ from tzn.models.actionformer import ActionFormerOutputs
 from tzn.nn.assignment import assign_points
 from tzn.nn.losses import boundary_distance_loss, depth_budget_loss, diou_loss, focal_loss, laplace_loss
 from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid
+from tzn.training.distillation import distillation_losses
 
 NORM_MOMENTUM = 0.9
 
@@ -70,8 +71,12 @@ class PointObjective(nn.Module):
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.all_reduce(total)
             average.mul_(NORM_MOMENTUM).add_((1 - NORM_MOMENTUM) * total.clamp(min=1))
+        return self.running(name)
+
+    def running(self, name: str) -> Tensor:
+        """The running count as it is now, per process."""
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        return average.clone() / world
+        return getattr(self, name).clone() / world
 
 
 class Objective(PointObjective):
@@ -85,14 +90,20 @@ class Objective(PointObjective):
         self.register_buffer("step_norm", torch.tensor(float(training.loss_norm)))
 
     def forward(
-        self, outputs: Outputs, segments: Sequence[Tensor], labels: Sequence[Tensor], progress: float
+        self,
+        outputs: Outputs,
+        segments: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        progress: float,
+        teacher: Outputs | None = None,
     ) -> dict[str, Tensor]:
         """Losses by name; "loss" is what to minimise, "depth_mean" the mean tau.
 
         Args:
             segments: per recording ``[N, 2]`` in grid steps; labels: ``[N]``.
             progress: share of training done, in [0, 1]; drives the depth target.
-        """
+            teacher: what a teacher makes of the same crops; adds the losses "distill_class" and so on.
+        """  # fmt: skip
         c, trunk = self.training_config, outputs.trunk
         losses, positive, target, norm = self.point_losses(
             trunk.points, trunk.point_mask, outputs.class_logits, outputs.offsets, segments, labels
@@ -108,8 +119,18 @@ class Objective(PointObjective):
             + c.boundary_weight * losses["boundary"]
             + c.depth_weight * losses["depth"]
         )
+        if teacher is not None:
+            for name, value in self._distillation(outputs, teacher).items():
+                losses[f"distill_{name}"] = value
+                losses["loss"] = losses["loss"] + getattr(c, f"distill_{name}_weight") * value
         losses["depth_mean"] = ((trunk.depths.tau * trunk.mask).sum() / trunk.mask.sum()).detach()
         return losses
+
+    def _distillation(self, outputs: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """Class and boundary terms over the same running counts as the annotations' own."""
+        sums = distillation_losses(outputs, teacher, self.model.boundary_radius)
+        counts = {"class": "point_norm", "boundary": "step_norm"}
+        return {name: value / self.running(counts[name]) if name in counts else value for name, value in sums.items()}
 
     def _boundary_loss(self, outputs: Outputs, segments: Sequence[Tensor]) -> Tensor:
         if outputs.distance is None or outputs.distance_scale is None:
