@@ -139,3 +139,23 @@ def test_fvcore_and_pytorchs_counter_agree_on_temporal_zoom_net_at_full_depth():
     attention = sum(2 * steps * 7 * 32 for steps in itertools.chain([64] * 4, (32, 16, 8)))
     spans = sum(2 * -(-steps // 32) * 32 * (32 + 6) * 32 for steps in itertools.chain([64] * 4, (32, 16, 8)))
     assert tiles - spans == pytest.approx(windows - attention, rel=1e-3)
+
+
+@pytest.mark.parametrize("active", [0.0, 0.3, 1.0])
+def test_a_training_step_has_two_products_backward_for_each_one_forward(monkeypatch, active):
+    """What :func:`count_multiply_adds` says of training, by PyTorch's counter; it sees no attention, forward or backward."""
+    if ops.backends()["cpp"] != "available":
+        pytest.skip(ops.backends()["cpp"])
+    monkeypatch.setenv("TZN_BACKEND", "cpp")
+    tau = (torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) < active).float()
+    model = with_depth(small_net(), tau)
+    features, mask = torch.randn(2, 64, 24), torch.arange(64)[None] < torch.tensor([[64], [40]])
+    with FlopCounterMode(display=False) as counter:
+        outputs = model(features, mask)
+        forward = counter.get_total_flops() // 2
+        heads = (outputs.class_logits, outputs.offsets, outputs.offset_scale, outputs.distance, outputs.distance_scale)
+        sum(head.sum() for head in heads).backward()
+        both = counter.get_total_flops() // 2
+    points = 2 * (32 + 16 + 8 + 3)
+    no_gradient = 2 * 64 * 24 * 32 + points * 3 * 16 * 2  # of the features, and of what the offsets' scale observes
+    assert forward > 0 and both == 3 * forward - no_gradient

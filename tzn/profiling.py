@@ -90,7 +90,7 @@ def count_flops(model: Localizer, batch: tuple[Tensor, Tensor]) -> FlopCount:
 
 def count_multiply_adds(run: Callable[[], Result], parts: _Parts | None = None) -> tuple[Result, int]:
     """Run ``run`` without gradients and count its multiply-adds; a training step does three times as many (one product
-    forward, two backward).
+    forward, two backward; one where nothing asks for the gradient of a factor, as of the features).
 
     Returns:
         (what ``run`` returned, multiply-adds); 1 GMAC = 2 GFLOP.

@@ -17,6 +17,7 @@ from small_model import build, features
 
 from tzn.config_loading import load_config
 from tzn.data.synthetic import generate_synthetic
+from tzn.models.checkpoint import load_checkpoint
 from tzn.profiling import count_multiply_adds
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence"
@@ -105,6 +106,31 @@ def check_controls(run, trained, shared_data, tmp_path):
     work = {name: parts[0]["gmac_per_recording"] for name, parts in content["results"].items()}
     assert work["uniform"] < work["full"], "two blocks for every token against four"
     assert work["hapt"] <= work["full"]
+
+
+def check_distillation(run, trained, shared_data, tmp_path):
+    arguments = ("--data", hapt_like(tmp_path / "hapt"), "--runs", tmp_path / "runs")
+    content = run(*arguments)
+    work = content["costs"]
+    assert 0 < work["student alone"] < work["TemporalZoomNet"] < 1, "half the width; a first stride of four"
+    assert work["not amortised"] == pytest.approx(work["student"] + work["teacher answers"])
+    assert work["student"] < work["not amortised"] < work["amortised"]
+    assert work["two blocks"] < work["four blocks"]
+    assert all(len(notes) >= 2 for notes in content["course"].values())
+    first = content["course"]["student_counted"][0]
+    assert first["depth"] > 0.99 and first["self"] >= 0.9 * first["four blocks"], "a training begins at full depth"
+    students = [content["results"][name][0]["gmac_per_recording"] for name in ("taught", "alone")]
+    assert max(students) < 0.5 * content["results"]["teacher"][0]["gmac_per_recording"]
+    states = [
+        tmp_path / "runs" / f"student_{name}_smoke_seed0" / "checkpoints" / "last.ckpt" for name in ("taught", "alone")
+    ]
+    weights = [load_checkpoint(path).model.class_head.output.weight for path in states]
+    assert not torch.equal(*weights), "the teacher changes what is learnt"
+    assert (tmp_path / "distillation.png").is_file()
+    run(*arguments, "--timing")
+    timing = json.loads((tmp_path / "distillation_timing.json").read_text())
+    assert len(timing["seconds"]) == 7 and all(s["median"] > 0 for s in timing["seconds"].values())
+    assert (tmp_path / "distillation_timing.md").read_text().startswith("# ")
 
 
 def hapt_like(folder: Path) -> Path:
