@@ -26,7 +26,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
 
 def smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
     """Running mean; at the ends over what is there."""
-    kernel = np.ones(min(width, len(values)))
+    kernel = np.ones(min(width, len(values) - (len(values) % 2 == 0)))  # odd: the mean stays where its values are
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
