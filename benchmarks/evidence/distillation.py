@@ -1,4 +1,4 @@
-"""Distillation: a student of half the width learns from TemporalZoomNet, and what training costs in multiply-adds.
+"""Distillation: a lighter student learns from TemporalZoomNet, and what training costs in multiply-adds.
 
 usage: python benchmarks/evidence/distillation.py --data hapt [--runs runs] [--seeds 0 1 2] [--only taught alone counted]
        python benchmarks/evidence/distillation.py --data hapt [--runs runs] --timing

@@ -80,7 +80,7 @@ def markdown(content: dict[str, Any]) -> str:
             f"* {name}: " + ", ".join(f"{m} {v:+.1f} ({low:+.1f} to {high:+.1f})" for m, (v, low, high) in of.items())
             for name, of in apart.items()
         ),
-        "", f"Training, forward and backward, every {content['every']}. step counted on the same batches; ActionFormer: "
+        "", f"Training, forward and backward, every {content['every']}th step counted on the same batches; ActionFormer: "
         f"{cost['actionformer GMAC per step']:.1f} GMAC a step. A network that learns counts three forward passes, a "
         "teacher one.", "",
         report.table(["multiply-adds of training", "of ActionFormer's"], work),

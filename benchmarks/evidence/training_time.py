@@ -127,6 +127,6 @@ def markdown(content: dict[str, Any]) -> str:
         "(quartiles).", "",
         report.table(["", "a step"], rows),
         report.table(["of the same rounds", "ratio"], ratios),
-        "A whole training of TemporalZoomNet over one of its twin, between first and last step by the counted "
+        "A whole training of TemporalZoomNet over one of a twin, between first and last step by the counted "
         "multiply-adds: " + ", ".join(f"{v:.2f} of {name}" for name, v in content["whole training"].items()) + ".", "",
     ])  # fmt: skip

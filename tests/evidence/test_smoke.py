@@ -112,7 +112,7 @@ def check_distillation(run, trained, shared_data, tmp_path):
     arguments = ("--data", hapt_like(tmp_path / "hapt"), "--runs", tmp_path / "runs")
     content = run(*arguments)
     work = content["costs"]
-    assert 0 < work["student alone"] < work["TemporalZoomNet"] < 1, "half the width; a first stride of four"
+    assert 0 < work["student alone"] < work["TemporalZoomNet"] < 1, "a lighter network; a first stride of four"
     assert work["not amortised"] == pytest.approx(work["student"] + work["teacher answers"])
     assert work["student"] < work["not amortised"] < work["amortised"]
     assert work["two blocks"] < work["four blocks"]
