@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from tzn.detections import Detections
 from tzn.evaluation.detection_map import Score, score_detections
 from tzn.evaluation.flat import GroundTruth
-from tzn.inference.detections import Detections
 
 Runs = Sequence[Mapping[str, Detections]]  # one set of detections per seed
 

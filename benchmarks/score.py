@@ -28,11 +28,11 @@ import numpy as np
 from peers.row_scorer import Row, prediction_rows, score_rows, truth_rows
 
 import tzn
+from tzn.detections import read_predictions
 from tzn.evaluation.detection_map import score_detections
 from tzn.evaluation.flat import GroundTruth
 from tzn.evaluation.scoring import score_files
 from tzn.files import atomic_write
-from tzn.inference.detections import read_predictions
 
 INPUTS = ("a2net_action_detection_af38", "turn_union_no_nms")
 SPLIT, TIOU, TOP_K = "test", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (1, 5)

@@ -13,8 +13,8 @@ import torch
 from tzn.data.annotations import Recording
 from tzn.data.dataset import Example
 from tzn.data.grid import TimeGrid
+from tzn.detections import Detections
 from tzn.evaluation.flat import GroundTruth
-from tzn.inference.detections import Detections
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"))
 import depth

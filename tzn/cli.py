@@ -133,8 +133,8 @@ def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
 
 
 def _eval(o: argparse.Namespace) -> None:
+    from tzn.detections import write_predictions
     from tzn.evaluation.comparison import comparison_table
-    from tzn.inference.detections import write_predictions
     from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
 
     checkpoint, config = _load(o.checkpoint, o.overrides)

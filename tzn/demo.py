@@ -9,10 +9,10 @@ from pathlib import Path
 from tzn.config_loading import PACKAGED, load_config
 from tzn.data.annotations import load_annotations
 from tzn.data.synthetic import generate_synthetic
+from tzn.detections import write_predictions
 from tzn.errors import ConfigError
 from tzn.evaluation.comparison import comparison_table
 from tzn.files import atomic_write
-from tzn.inference.detections import write_predictions
 from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
 from tzn.inference.traces import save_trace
 from tzn.models.checkpoint import load_checkpoint

@@ -29,9 +29,9 @@ from paired_bootstrap import paired_difference
 
 from tzn.config_loading import config_from_dict, load_config
 from tzn.data.dataset import load_split_annotations, select_recordings
+from tzn.detections import Detections
 from tzn.evaluation.boundary_error import SIDES, boundary_errors
 from tzn.evaluation.flat import GroundTruth
-from tzn.inference.detections import Detections
 from tzn.inference.evaluate_checkpoint import CheckpointEvaluation
 
 CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"

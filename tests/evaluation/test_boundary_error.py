@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from tzn.detections import Detections
 from tzn.evaluation.boundary_error import boundary_errors, summarize_errors
 from tzn.evaluation.flat import GroundTruth
-from tzn.inference.detections import Detections
 
 CLASSES = ("walk", "sit")
 

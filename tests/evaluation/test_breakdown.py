@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tzn.detections import Detections
 from tzn.evaluation.breakdown import bucket_mAP, group_mAP
 from tzn.evaluation.detection_map import score_detections
 from tzn.evaluation.flat import GroundTruth
-from tzn.inference.detections import Detections
 
 
 def truth(segments, labels=None):

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tzn.data.annotations import load_annotations
+from tzn.detections import read_predictions, write_predictions
 from tzn.errors import DataError
 from tzn.evaluation.converters import COLUMNS, read_any_predictions, write_detad_ground_truth
 from tzn.evaluation.scoring import score_files
-from tzn.inference.detections import read_predictions, write_predictions
 
 CLASSES = ("walk", "sit", "fly")
 

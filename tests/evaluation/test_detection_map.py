@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tzn.detections import Detections
 from tzn.errors import DataError
 from tzn.evaluation.detection_map import precision_recall, score_detections
 from tzn.evaluation.flat import GroundTruth
 from tzn.evaluation.scoring import score_files
-from tzn.inference.detections import Detections
 
 NAMES = ("walk", "sit", "stand")
 

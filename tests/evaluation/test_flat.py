@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tzn.detections import Detections
 from tzn.errors import DataError
 from tzn.evaluation.flat import GroundTruth, distinct, flatten
-from tzn.inference.detections import Detections
 
 
 def truth(segments, labels=None):

@@ -9,9 +9,9 @@ import pytest
 
 from tzn.config import EvaluationConfig
 from tzn.data.annotations import Recording
+from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError
 from tzn.evaluation.report import evaluate
-from tzn.inference.detections import Detections
 
 CLASSES = ("walk", "sit", "stand")
 CONFIG = EvaluationConfig(tiou=(0.5, 0.7), top_k=(1, 5), length_buckets=(2.0,), short_classes=("sit", "stand"))

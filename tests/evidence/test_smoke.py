@@ -108,6 +108,15 @@ def check_controls(run, trained, shared_data, tmp_path):
     assert work["hapt"] <= work["full"]
 
 
+def check_learning_rate(run, trained, shared_data, tmp_path):
+    content = run("--data", hapt_like(tmp_path / "hapt"), "--runs", tmp_path / "runs")
+    work = {name: parts[0]["gmac_per_recording"] for name, parts in content["results"].items()}
+    assert work["actionformer_fast"] == work["actionformer_tuned"] > work["hapt_fast"]
+    runs = [tmp_path / "runs" / f"{name}_smoke_seed0" for name in ("hapt", "hapt_fast")]
+    rates = [load_checkpoint(run / "checkpoints" / "last.ckpt").config["training"]["learning_rate"] for run in runs]
+    assert rates == [0.001, 0.002]
+
+
 def check_distillation(run, trained, shared_data, tmp_path):
     arguments = ("--data", hapt_like(tmp_path / "hapt"), "--runs", tmp_path / "runs")
     content = run(*arguments)

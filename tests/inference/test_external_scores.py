@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tzn.data.annotations import load_annotations
+from tzn.detections import Detections, read_predictions
 from tzn.errors import DataError
-from tzn.inference.detections import Detections, read_predictions
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores
 
 CLASSES = ("walk", "sit", "fly")

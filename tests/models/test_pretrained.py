@@ -11,10 +11,10 @@ import pytest
 from tzn.cli import main
 from tzn.config_loading import config_from_dict
 from tzn.data.dataset import load_split_annotations, select_recordings
+from tzn.detections import read_predictions
 from tzn.errors import CheckpointError
 from tzn.evaluation.detection_map import score_detections
 from tzn.evaluation.flat import GroundTruth
-from tzn.inference.detections import read_predictions
 from tzn.models.pretrained import FOLDER, load_pretrained, save_pretrained
 
 TEST = ("exp04_user02", "exp18_user09")

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from tzn.data.annotations import Recording
+from tzn.detections import Detections
 from tzn.errors import DataError, TznError
-from tzn.inference.detections import Detections
 from tzn.visualization.timeline import draw_timeline, plot_timeline
 
 CLASSES = ("walk", "sit", "run", "jump")

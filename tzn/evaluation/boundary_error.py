@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tzn.detections import Detections
 from tzn.evaluation.detection_map import matched
 from tzn.evaluation.flat import GroundTruth, flatten
-from tzn.inference.detections import Detections
 
 SIDES = ("start", "end")
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tzn.detections import Detections
 from tzn.evaluation.detection_map import Score, average_precision, matched
 from tzn.evaluation.flat import GroundTruth, flatten
-from tzn.inference.detections import Detections
 
 
 class Bucket(NamedTuple):

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from tzn.data.annotations import Annotations, Recording, class_label_ids, load_annotations
+from tzn.detections import Detections, read_predictions, write_predictions
 from tzn.errors import DataError
 from tzn.files import atomic_write
-from tzn.inference.detections import Detections, read_predictions, write_predictions
 
 COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tzn.detections import Detections
 from tzn.errors import DataError
 from tzn.evaluation.flat import Flat, GroundTruth, flatten
 from tzn.evaluation.matching import Pairs, match, ordered_as_numpy_does, overlapping_pairs
-from tzn.inference.detections import Detections
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tzn.detections import Detections
 from tzn.errors import DataError
-from tzn.inference.detections import Detections
 
 MIN_LENGTH = 1e-3  # seconds: shorter ground truth is dropped
 SAME_ENDS = 1e-3  # seconds: ground truth of one class with both ends this close is a duplicate

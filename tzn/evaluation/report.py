@@ -11,12 +11,12 @@ import numpy as np
 
 from tzn.config import EvaluationConfig
 from tzn.data.annotations import Recording
+from tzn.detections import Detections
 from tzn.errors import ConfigError
 from tzn.evaluation.boundary_error import SIDES, boundary_errors, summarize_errors
 from tzn.evaluation.breakdown import Bucket, bucket_mAP, group_mAP
 from tzn.evaluation.detection_map import Score, score_detections
 from tzn.evaluation.flat import GroundTruth
-from tzn.inference.detections import Detections
 
 ERROR_KEYS = ("bias", "median", "p90")
 

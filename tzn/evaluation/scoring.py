@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from tzn.data.annotations import read_database
+from tzn.detections import Detections, read_predictions
 from tzn.errors import DataError
 from tzn.evaluation.detection_map import score_detections
 from tzn.evaluation.flat import MIN_LENGTH, GroundTruth, distinct
-from tzn.inference.detections import Detections, read_predictions
 
 MAX_THRESHOLDS = 1000
 

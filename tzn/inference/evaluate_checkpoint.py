@@ -13,9 +13,9 @@ from tqdm import tqdm
 from tzn.config import ExperimentConfig
 from tzn.config_loading import config_from_dict
 from tzn.data.dataset import RecordingDataset, load_split_annotations, select_recordings
+from tzn.detections import Detections
 from tzn.errors import DataError
 from tzn.evaluation.report import EvaluationReport, evaluate
-from tzn.inference.detections import Detections
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores
 from tzn.inference.localize import candidates, suppress
 from tzn.inference.traces import trace_arrays

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tzn.data.annotations import read_json
+from tzn.detections import Detections
 from tzn.errors import DataError
-from tzn.inference.detections import Detections
 
 EXPECTED = 'expected {"results": {video: [scores]}} with optional "class": [names], or {video: [scores]}'
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
-from tzn.inference.detections import Detections
+from tzn.detections import Detections
 from tzn.inference.localize import LAPLACE_STD, limit_for
 from tzn.models import ActionFormer, Localizer, TemporalZoomNet
 from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid

@@ -13,7 +13,7 @@ from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.data.dataset import Batch
 from tzn.data.grid import TimeGrid
-from tzn.inference.detections import Detections
+from tzn.detections import Detections
 from tzn.inference.localize_actionformer import actionformer_candidates
 from tzn.models import ActionFormer, Localizer, TemporalZoomNet
 from tzn.models.temporal_zoom_net import Trunk

@@ -15,8 +15,8 @@ from tzn.config_loading import config_from_dict
 from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features
 from tzn.data.signal import load_signal, signal_to_features
+from tzn.detections import Detections, write_predictions, write_srt_folder
 from tzn.errors import DataError
-from tzn.inference.detections import Detections, write_predictions, write_srt_folder
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores, video_score_classes
 from tzn.inference.localize import localize
 from tzn.inference.traces import save_trace, trace_arrays

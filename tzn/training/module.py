@@ -14,9 +14,9 @@ from tzn.config import ExperimentConfig, TrainingConfig
 from tzn.config_loading import config_to_dict
 from tzn.data.annotations import Recording
 from tzn.data.dataset import Batch
+from tzn.detections import Detections
 from tzn.errors import TrainingError
 from tzn.evaluation.report import evaluate
-from tzn.inference.detections import Detections
 from tzn.inference.localize import localize_batch
 from tzn.models import ActionFormer, ActionFormerConfig, build_model
 from tzn.models.checkpoint import checkpoint_header

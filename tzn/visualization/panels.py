@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tzn.data.annotations import Recording
-from tzn.inference.detections import Detections
+from tzn.detections import Detections
 from tzn.visualization.style import END_COLOUR, START_COLOUR, colour_of
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tzn.data.annotations import Annotations, load_annotations
+from tzn.detections import Detections, read_predictions
 from tzn.errors import DataError
 from tzn.evaluation.boundary_error import boundary_errors
 from tzn.evaluation.detection_map import GroundTruth, precision_recall
-from tzn.inference.detections import Detections, read_predictions
 from tzn.visualization.dataset_plots import plot_boundary_errors, plot_lengths, plot_precision_recall
 from tzn.visualization.timeline import plot_timeline
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tzn.data.annotations import Recording
+from tzn.detections import Detections
 from tzn.errors import DataError
-from tzn.inference.detections import Detections
 from tzn.visualization.panels import draw_depth, draw_distance, draw_segments
 from tzn.visualization.style import new_figure, save_figure
 

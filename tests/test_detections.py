@@ -9,8 +9,8 @@ import json
 import numpy as np
 import pytest
 
+from tzn.detections import Detections, read_predictions, write_predictions, write_srt_folder
 from tzn.errors import DataError
-from tzn.inference.detections import Detections, read_predictions, write_predictions, write_srt_folder
 
 CLASSES = ("walk", "sit down", 'café, "late"')
 
