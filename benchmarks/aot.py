@@ -44,9 +44,8 @@ Task = tuple[int, str, str, int]  # compute capability, group, dtype, channels p
 
 def attention(dtype: torch.dtype, width: int) -> None:
     """Dense rows with a mask and query subset, forward and backward."""
-    from tzn.kernels.attention import attention_forward
-    from tzn.kernels.attention_backward import attention_backward
-    from tzn.kernels.compaction import compact
+    from tzn.kernels.local_attention import attention_backward, attention_forward
+    from tzn.kernels.active_tokens import compact
 
     heads = WIDTH // width
     q, k, v, grad, dq, dk, dv = (torch.zeros(1, heads, STEPS, width, dtype=dtype) for _ in range(7))
@@ -113,7 +112,7 @@ def tasks(everything: bool) -> Iterator[Task]:
 
 def compile_task(task: Task) -> list[dict[str, object]]:
     """Resources of every variant that a group launches."""
-    from tzn.kernels.aot import collect, resources
+    from tzn.kernels._aot import collect, resources
 
     capability, group, dtype, width = task
     torch.set_num_threads(1)

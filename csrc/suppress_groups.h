@@ -34,7 +34,7 @@ struct GroupArguments {
       : segments(checked(segments_, scores_)), scores(torch::stable::contiguous(scores_)), recordings(scores.size(0)),
         number(scores.size(1)), groups(groups_), capacity(capacity_) {
     using torch::headeronly::ScalarType;
-    STD_TORCH_CHECK(method >= 0 && method <= 3, "method: expected 0 to 3, got ", method);
+    STD_TORCH_CHECK(method >= 0 && method <= 4, "method: expected 0 to 4, got ", method);
     STD_TORCH_CHECK(groups >= 1 && capacity >= 0, "groups, capacity: expected at least 1 and 0");
     constexpr int64_t most = std::numeric_limits<int32_t>::max();
     STD_TORCH_CHECK(

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tzn import __version__
-from tzn.ops import backends, choose_backend, native, native_cuda
+from tzn.ops import backends, choose_backend
+from tzn.ops._backend import build_facts, missing_cuda
 
 OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot"}
 
@@ -43,12 +44,12 @@ def collect_info() -> dict[str, dict[str, Any]]:
 
 def _build() -> dict[str, str]:
     """How the compiled kernels were made, or why there are none."""
-    facts = native.build_facts()
+    facts = build_facts()
     if "compiler" not in facts or "reason" in facts:
         return {"compiled kernels": f"none: {facts.get('reason', 'this installation was made without them')}"}
     made = {"compiled kernels": f"{facts['compiler']}, against torch {facts['torch']}"}
     if "cuda" in facts or "cuda_reason" in facts:  # a build that asked for them
-        state = native_cuda.missing_reason() or "available"
+        state = missing_cuda() or "available"
         made["compiled CUDA kernels"] = facts.get("cuda_reason") or f"{facts['cuda']}; {state}"
     return made
 

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tzn import reference
 from tzn.models import ActionFormer, Localizer
-from tzn.ops.opaque import counting
 
 Result = TypeVar("Result")
 
@@ -95,7 +94,7 @@ def count_multiply_adds(run: Callable[[], Result], parts: _Parts | None = None) 
     Returns:
         (what ``run`` returned, multiply-adds); 1 GMAC = 2 GFLOP.
     """
-    with torch.no_grad(), counting(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         if parts is not None:
             parts.counter = counter
         result = run()
@@ -150,14 +149,12 @@ def _parts_counted(model: nn.Module) -> Iterator[_Parts]:
 def _attention_flops(
     q: Tensor, k: Tensor, v: Tensor, window: int, mask: Any, query_mask: Any, *_: Any, **__: Any
 ) -> int:
-    batch, heads, steps, width = q.shape
-    queries = batch * steps
-    if mask is not None or query_mask is not None:
-        chosen = torch.ones(batch, steps, dtype=torch.bool, device=q.device)
-        for part in (mask, query_mask):
-            chosen = chosen if part is None else chosen & part
-        queries = int(chosen.sum())
-    return 2 * 2 * queries * min(window, steps) * heads * width
+    heads, width = q.shape[1], q.shape[-1]
+    shape = q.shape[:1] if q.dim() == 3 else (q.shape[0], q.shape[2])  # packed recordings, or a batch
+    chosen = torch.ones(shape, dtype=torch.bool, device=q.device)
+    for part in (mask, query_mask):
+        chosen = chosen if part is None else chosen & part
+    return 2 * 2 * int(chosen.sum()) * min(window, shape[-1]) * heads * width
 
 
 def _block_flops(x: Tensor, gate: Any, weights: list[Tensor], mask: Any, *_: Any, **__: Any) -> int:

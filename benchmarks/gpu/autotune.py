@@ -17,7 +17,7 @@ from common import WIDTH, WINDOW, Stage, clustered_gate, stage
 
 from tzn import ops
 from tzn.files import atomic_write
-from tzn.kernels import launch
+from tzn.kernels import _launch as launch
 from tzn.nn import VariableDepthBlock
 
 

@@ -33,6 +33,8 @@ TZN_INLINE const bool* data_or_null(const std::optional<Tensor>& mask) {
   return mask ? static_cast<const bool*>(mask->data_ptr()) : nullptr;
 }
 
+template <typename T> T* data(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
+
 inline Tensor empty_long(const Tensor& like, int64_t size) {
   return torch::stable::new_empty(like, {size}, ScalarType::Long);
 }

@@ -4,7 +4,7 @@
 #include <limits>
 
 #define TZN_KERNELS "local_attention_kernels.h"
-#include "simd_levels.h"
+#include "simd/levels.h"
 
 namespace tzn {
 namespace {

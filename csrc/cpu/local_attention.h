@@ -5,7 +5,7 @@
 // in order of time; queries with almost the same range form a tile, which reads each key once.
 #pragma once
 
-#include "simd_level.h"
+#include "simd/level.h"
 
 #include <algorithm>
 #include <atomic>

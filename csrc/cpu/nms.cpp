@@ -108,8 +108,6 @@ void check_groups(const Tensor& group, int64_t count, const char* name) {
       ": expected int64 of one dimension, one number per segment");
 }
 
-template <typename F> const F* data(const Tensor& x) { return static_cast<const F*>(x.data_ptr()); }
-
 // Candidates of the recordings one after the other; `bounds`: where each begins, and the end of the last.
 template <typename F>
 std::tuple<Tensor, Tensor, Tensor> run_suppress(
@@ -120,9 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> run_suppress(
   torch::stable::parallel_for(0, recordings, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t first = bounds[r];
-      const F* own = data<F>(scores) + first;
+      const F* own = data<const F>(scores) + first;
       const Grouping grouping = group_by_label(own, labels ? labels + first : nullptr, bounds[r + 1] - first, above);
-      found[r] = suppress(data<F>(segments) + 2 * first, own, grouping, decay, total);
+      found[r] = suppress(data<const F>(segments) + 2 * first, own, grouping, decay, total);
     }
   });
   int64_t count = 0;
@@ -139,13 +137,15 @@ std::tuple<Tensor, Tensor, Tensor> run_suppress(
   return {index, score, made};
 }
 
-std::vector<int64_t> bounds_of(const Tensor& counts, int64_t candidates) {
+std::vector<int64_t> bounds_of(const std::optional<Tensor>& given, int64_t candidates) {
+  if (!given) return {0, candidates};
+  const Tensor& counts = *given;
   STD_TORCH_CHECK(
       counts.dim() == 1 && counts.scalar_type() == ScalarType::Long && counts.is_contiguous(),
       "counts: expected contiguous int64 [R]");
   std::vector<int64_t> bounds{0};
   for (int64_t r = 0; r < counts.size(0); ++r) {
-    const int64_t count = data<int64_t>(counts)[r];
+    const int64_t count = data<const int64_t>(counts)[r];
     STD_TORCH_CHECK(count >= 0 && count <= candidates - bounds.back(), "counts: expected a sum of N, none negative");
     bounds.push_back(bounds.back() + count);
   }
@@ -154,7 +154,7 @@ std::vector<int64_t> bounds_of(const Tensor& counts, int64_t candidates) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> suppress_recordings(
-    Tensor segments, Tensor scores, std::optional<Tensor> labels, Tensor counts, int64_t method, double iou_threshold,
+    Tensor segments, Tensor scores, std::optional<Tensor> labels, std::optional<Tensor> counts, int64_t method, double iou_threshold,
     double sigma, double min_score, double above, int64_t total) {
   check_candidates(segments, scores);
   STD_TORCH_CHECK(method >= 0 && method <= 4, "method: expected 0 to 4, got ", method);
@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> suppress_recordings(
   const auto bounds = bounds_of(counts, scores.size(0));
   segments = torch::stable::contiguous(segments);
   scores = torch::stable::contiguous(scores);
-  const int64_t* by = labels ? data<int64_t>(*labels) : nullptr;
+  const int64_t* by = labels ? data<const int64_t>(*labels) : nullptr;
   const auto run = [&](auto tag) {
     using F = decltype(tag);
     const Decay<F> decay{
@@ -175,17 +175,6 @@ std::tuple<Tensor, Tensor, Tensor> suppress_recordings(
   if (segments.scalar_type() == ScalarType::Float) return run(float{});
   STD_TORCH_CHECK(segments.scalar_type() == ScalarType::Double, "segments: expected float32 or float64");
   return run(double{});
-}
-
-std::tuple<Tensor, Tensor> suppress_segments(
-    Tensor segments, Tensor scores, std::optional<Tensor> labels, int64_t method, double iou_threshold, double sigma,
-    double min_score, double above, int64_t total) {
-  check_candidates(segments, scores);
-  Tensor counts = empty_long(scores, 1);
-  *static_cast<int64_t*>(counts.data_ptr()) = scores.size(0);
-  const auto [index, score, made] =
-      suppress_recordings(segments, scores, labels, counts, method, iou_threshold, sigma, min_score, above, total);
-  return {index, score};
 }
 
 // Picks of one group, at most `capacity`; returns how many.
@@ -240,16 +229,17 @@ std::tuple<Tensor, Tensor, Tensor> suppress_groups(
 }
 
 template <typename F> TZN_MULTIVERSION bool plain(const Tensor& segments, const Tensor& scores) {
-  const F *ends = data<F>(segments), *score = data<F>(scores);
+  const F *ends = data<const F>(segments), *score = data<const F>(scores);
   const F infinity = std::numeric_limits<F>::infinity();
   const F far = std::numeric_limits<F>::max() / 8;  // sums of two lengths stay finite
   int64_t odd = 0;
   for (int64_t i = 0; i < 2 * segments.size(0); ++i) odd += !(ends[i] > -far && ends[i] < far);
-  for (int64_t i = 0; i < scores.size(0); ++i) odd += !(score[i] >= F(0) && score[i] < infinity);
+  for (int64_t i = 0; i < scores.size(0); ++i)
+    odd += !(score[i] >= F(0) && score[i] < infinity && ends[2 * i + 1] >= ends[2 * i]);
   return odd == 0;
 }
 
-// Whether all numbers are finite, and so are all lengths, and no score is negative: then scores only fall.
+// Whether all numbers are finite, and so are all lengths, and none of them and no score is negative: then scores only fall.
 bool plain_candidates(Tensor segments, Tensor scores) {
   check_candidates(segments, scores);
   segments = torch::stable::contiguous(segments);
@@ -262,8 +252,8 @@ bool plain_candidates(Tensor segments, Tensor scores) {
 // Sums of one kept segment's voters, in the arithmetic of the reference up to the order of the sums, which is in double.
 template <typename F>
 TZN_MULTIVERSION void vote_one(
-    const F* segments, const F* scores, int64_t count, F start, F end, F threshold, const int64_t* group, int64_t own,
-    F* out) {
+    const F* segments, const F* scores, int64_t count, F start, F end, F threshold, bool by_overlap, const int64_t* group,
+    int64_t own, F* out) {
   double total[8] = {}, starts[8] = {}, ends[8] = {};
   const F length = end - start;
   const int64_t whole = count / 8 * 8;
@@ -273,7 +263,7 @@ TZN_MULTIVERSION void vote_one(
     const F overlap = high - low > F(0) ? high - low : F(0);
     const F iou = overlap / ((length + (other_end - other_start)) - overlap);
     const bool votes = iou >= threshold && (!group || group[j] == own);
-    const double weight = votes ? static_cast<double>(scores[j] * iou) : 0.0;
+    const double weight = votes ? static_cast<double>(by_overlap ? scores[j] * iou : scores[j]) : 0.0;
     total[lane] += weight;
     starts[lane] += weight * static_cast<double>(other_start);
     ends[lane] += weight * static_cast<double>(other_end);
@@ -290,31 +280,45 @@ TZN_MULTIVERSION void vote_one(
   out[1] = static_cast<F>(ends[0] / total[0]);
 }
 
+// Numbered as VOTE_WEIGHTS of tzn/reference/nms.py.
+enum class VoteWeight : int64_t { score_iou, score };
+
+struct Votes {
+  std::vector<int64_t> kept_bounds, bounds;  // of the recordings
+  const int64_t *kept_group, *group;         // classes that vote among themselves, or null
+  VoteWeight weight;
+};
+
 template <typename F>
-Tensor run_vote(
-    const Tensor& kept, const Tensor& segments, const Tensor& scores, double threshold, const int64_t* kept_group,
-    const int64_t* group) {
+Tensor run_vote(const Tensor& kept, const Tensor& segments, const Tensor& scores, double threshold, const Votes& votes) {
   Tensor out = torch::stable::new_empty(kept, {kept.size(0), 2}, kept.scalar_type());
-  const F *from = data<F>(kept), *all = data<F>(segments), *weights = data<F>(scores);
-  F* to = static_cast<F*>(out.data_ptr());
-  const int64_t count = segments.size(0);
+  const F* from = data<const F>(kept);
+  F* to = data<F>(out);
   torch::stable::parallel_for(0, kept.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
+    const auto& bounds = votes.kept_bounds;
+    int64_t r = std::upper_bound(bounds.begin(), bounds.end(), begin) - bounds.begin() - 1;
+    for (int64_t i = begin; i < end; ++i) {
+      while (i >= bounds[r + 1]) ++r;
+      const int64_t first = votes.bounds[r], count = votes.bounds[r + 1] - first;
       vote_one<F>(
-          all, weights, count, from[2 * i], from[2 * i + 1], static_cast<F>(threshold), group,
-          kept_group ? kept_group[i] : 0, to + 2 * i);
+          data<const F>(segments) + 2 * first, data<const F>(scores) + first, count, from[2 * i], from[2 * i + 1],
+          static_cast<F>(threshold), votes.weight == VoteWeight::score_iou, votes.group ? votes.group + first : nullptr,
+          votes.kept_group ? votes.kept_group[i] : 0, to + 2 * i);
+    }
   });
   return out;
 }
 
+// Each recording's kept segments after the votes of its own candidates.
 Tensor vote_segments(
-    Tensor kept, Tensor segments, Tensor scores, double threshold, std::optional<Tensor> kept_group,
-    std::optional<Tensor> group) {
+    Tensor kept, Tensor kept_counts, Tensor segments, Tensor scores, std::optional<Tensor> counts, double threshold,
+    std::optional<Tensor> kept_group, std::optional<Tensor> group, int64_t weight) {
   check_candidates(segments, scores);
   STD_TORCH_CHECK(
       kept.dim() == 2 && kept.size(1) == 2 && kept.scalar_type() == segments.scalar_type(),
       "kept: expected [M, 2] in the dtype of segments");
   STD_TORCH_CHECK(kept_group.has_value() == group.has_value(), "group: expected with kept_group, or neither");
+  STD_TORCH_CHECK(weight >= 0 && weight <= 1, "weight: expected 0 or 1, got ", weight);
   if (group) {
     check_groups(*group, segments.size(0), "group");
     check_groups(*kept_group, kept.size(0), "kept_group");
@@ -324,10 +328,14 @@ Tensor vote_segments(
   kept = torch::stable::contiguous(kept);
   segments = torch::stable::contiguous(segments);
   scores = torch::stable::contiguous(scores);
-  const int64_t *own = kept_group ? data<int64_t>(*kept_group) : nullptr, *all = group ? data<int64_t>(*group) : nullptr;
-  if (segments.scalar_type() == ScalarType::Float) return run_vote<float>(kept, segments, scores, threshold, own, all);
+  const Votes votes{
+      bounds_of(kept_counts, kept.size(0)), bounds_of(counts, scores.size(0)),
+      kept_group ? data<const int64_t>(*kept_group) : nullptr, group ? data<const int64_t>(*group) : nullptr,
+      static_cast<VoteWeight>(weight)};
+  STD_TORCH_CHECK(votes.kept_bounds.size() == votes.bounds.size(), "kept_counts, counts: expected as many recordings");
+  if (segments.scalar_type() == ScalarType::Float) return run_vote<float>(kept, segments, scores, threshold, votes);
   STD_TORCH_CHECK(segments.scalar_type() == ScalarType::Double, "segments: expected float32 or float64");
-  return run_vote<double>(kept, segments, scores, threshold, own, all);
+  return run_vote<double>(kept, segments, scores, threshold, votes);
 }
 
 }  // namespace
@@ -335,22 +343,18 @@ Tensor vote_segments(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
   m.def(
-      "suppress_segments(Tensor segments, Tensor scores, Tensor? labels, int method, float iou_threshold, float sigma, "
-      "float min_score, float above, int total) -> (Tensor, Tensor)");
-  m.def(
       "suppress_groups(Tensor segments, Tensor scores, Tensor? labels, Tensor? counts, int groups, int capacity, "
       "int method, float iou_threshold, float sigma, float min_score, float above) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "suppress_recordings(Tensor segments, Tensor scores, Tensor? labels, Tensor counts, int method, "
+      "suppress_recordings(Tensor segments, Tensor scores, Tensor? labels, Tensor? counts, int method, "
       "float iou_threshold, float sigma, float min_score, float above, int total) -> (Tensor, Tensor, Tensor)");
   m.def("plain_candidates(Tensor segments, Tensor scores) -> bool");
   m.def(
-      "vote_segments(Tensor kept, Tensor segments, Tensor scores, float threshold, Tensor? kept_group, Tensor? group) "
-      "-> Tensor");
+      "vote_segments(Tensor kept, Tensor kept_counts, Tensor segments, Tensor scores, Tensor? counts, float threshold, "
+      "Tensor? kept_group, Tensor? group, int weight) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tzn_native, CPU, m) {
-  m.impl("suppress_segments", TORCH_BOX(&tzn::suppress_segments));
   m.impl("suppress_groups", TORCH_BOX(&tzn::suppress_groups));
   m.impl("suppress_recordings", TORCH_BOX(&tzn::suppress_recordings));
   m.impl("plain_candidates", TORCH_BOX(&tzn::plain_candidates));

@@ -33,7 +33,8 @@ Kernel kernel_of(Method method) {
     case Method::gaussian: return suppress_groups_kernel<Method::gaussian>;
     case Method::linear: return suppress_groups_kernel<Method::linear>;
     case Method::zero: return suppress_groups_kernel<Method::zero>;
-    default: return suppress_groups_kernel<Method::remove>;
+    case Method::remove: return suppress_groups_kernel<Method::remove>;
+    default: return suppress_groups_kernel<Method::remove_distant>;
   }
 }
 

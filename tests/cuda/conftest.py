@@ -11,7 +11,7 @@ import torch
 from cuda_emulation import COMPILER, compile_emulation, emulate
 from torch import Tensor
 
-from tzn.ops import native, native_cuda
+from tzn.ops._backend import missing_cuda, missing_native
 
 Suppress = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
@@ -41,7 +41,7 @@ def suppress(request: pytest.FixtureRequest) -> Suppress:
         run: Suppress = request.getfixturevalue("emulated")
         places = 5 if request.param.endswith("memory") else None
         return lambda *arguments: run(*arguments, places=places)
-    reason = native.missing_reason() if request.param == "cpu" else native_cuda.missing_reason()
+    reason = missing_native() if request.param == "cpu" else missing_cuda()
     if reason is not None:
         required = request.param == "cpu" and os.environ.get("TZN_REQUIRE_NATIVE") == "1"
         (pytest.fail if required else pytest.skip)(reason)

@@ -46,6 +46,7 @@ extern "C" void suppress_groups(
     case tzn::Method::gaussian: run(suppress_all<tzn::Method::gaussian>); break;
     case tzn::Method::linear: run(suppress_all<tzn::Method::linear>); break;
     case tzn::Method::zero: run(suppress_all<tzn::Method::zero>); break;
-    default: run(suppress_all<tzn::Method::remove>);
+    case tzn::Method::remove: run(suppress_all<tzn::Method::remove>); break;
+    default: run(suppress_all<tzn::Method::remove_distant>);
   }
 }

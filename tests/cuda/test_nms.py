@@ -9,7 +9,7 @@ from cuda_emulation import emulate
 from hypothesis import given, settings
 
 from tzn import reference
-from tzn.ops import native, native_cuda
+from tzn.ops._backend import missing_cuda, missing_native
 
 METHODS = {"gaussian": 0, "linear": 1, "zero": 2, "remove": 3}
 
@@ -166,7 +166,7 @@ def test_the_emulation_notices_a_missing_barrier(emulation):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_registration(device):
-    reason = native.missing_reason() if device == "cpu" else native_cuda.missing_reason()
+    reason = missing_native() if device == "cpu" else missing_cuda()
     if reason is not None:
         pytest.skip(reason)
     segments, scores, labels = (x.to(device) for x in _candidates(2, 30, 3))
@@ -191,7 +191,7 @@ def test_registration(device):
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_clear_errors(change, message):
-    if (reason := native.missing_reason()) is not None:
+    if (reason := missing_native()) is not None:
         pytest.skip(reason)
     arguments = [torch.zeros(2, 5, 2), torch.zeros(2, 5), None, None, 1, 3, 0, 0.3, 0.4, 0.05, 0.0]
     for place, value in change.items():
@@ -203,9 +203,9 @@ def test_clear_errors(change, message):
 @pytest.fixture
 def device():
     """The op's CPU kernel stands in where there is no CUDA: what is tested is what the Python around it makes of tables."""
-    if (reason := native.missing_reason()) is not None:
+    if (reason := missing_native()) is not None:
         pytest.skip(reason)
-    return "cuda" if native_cuda.missing_reason() is None else "cpu"
+    return "cuda" if missing_cuda() is None else "cpu"
 
 
 @pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
@@ -239,10 +239,10 @@ def test_says_why_it_does_not_serve(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "PACKAGE", tmp_path)
     native_cuda.missing_reason.cache_clear()
     try:
-        assert "TZN_CUDA=1" in str(native_cuda.missing_reason())
+        assert "TZN_CUDA=1" in str(missing_cuda())
         (tmp_path / "_native_cuda.abi3.so").write_bytes(b"not a library")
         native_cuda.missing_reason.cache_clear()
-        assert "no CUDA device" in str(native_cuda.missing_reason()) or torch.cuda.is_available()
+        assert "no CUDA device" in str(missing_cuda()) or torch.cuda.is_available()
         assert not native_cuda.serves(torch.zeros(1, 2), torch.zeros(1))
     finally:
         monkeypatch.undo()

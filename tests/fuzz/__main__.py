@@ -24,7 +24,7 @@ from inputs import Random, mutate
 from public import PUBLIC
 from raw import RAW
 
-from tzn.ops import native
+from tzn.ops import _backend
 
 OPS = {**PUBLIC, **RAW}
 # What a caller may be told: each with a message. AttributeError, IndexError, … would be accidents.
@@ -109,8 +109,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # an output that nobody wrote reads as NaN
-    if any(op in RAW for op in given.ops) and native.missing_reason() is not None:
-        sys.exit(native.missing_reason())
+    if any(op in RAW for op in given.ops) and _backend.missing_native() is not None:
+        sys.exit(_backend.missing_native())
     _limit_memory()
     report = {op: fuzz_in_a_child(op, given) for op in given.ops}
     if given.report:

@@ -5,9 +5,8 @@ import torch
 from oracle import IDS, SHAPES, assert_as_good_as_eager, random_masks
 
 from tzn import reference
-from tzn.kernels.attention import attention_forward
-from tzn.kernels.attention_backward import attention_backward
-from tzn.kernels.compaction import compact
+from tzn.kernels.active_tokens import compact
+from tzn.kernels.local_attention import attention_backward, attention_forward
 
 HEADS = 2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tzn.kernels import launch
+from tzn.kernels import _launch as launch
 
 
 def _aot():

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tzn.kernels import launch
+from tzn.kernels import _launch as launch
 
 ROOT = Path(__file__).resolve().parents[2]
 

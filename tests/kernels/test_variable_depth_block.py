@@ -5,7 +5,7 @@ import torch
 from oracle import SHAPES, assert_as_good_as_eager, random_masks
 
 from tzn import reference
-from tzn.kernels import linear_backward
+from tzn.kernels import _linear
 from tzn.kernels import variable_depth_block as kernels
 
 
@@ -81,7 +81,7 @@ def test_without_gate_every_valid_token_is_updated():
 
 
 def test_rows_split_over_several_parts(monkeypatch):
-    monkeypatch.setattr(linear_backward, "SPLIT_ROWS", 16)
+    monkeypatch.setattr(_linear, "SPLIT_ROWS", 16)
     torch.manual_seed(3)
     x, gate, mask, grad = _inputs(3, 61, 12, 0.6, (61, 30, 0))
     weights = _block(12, 3, 5, 20)

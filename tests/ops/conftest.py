@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from tzn import ops
 
@@ -44,4 +45,5 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if state != "available":
         (pytest.fail if os.environ.get("TZN_REQUIRE_NATIVE") == "1" else pytest.skip)(state)
     monkeypatch.setenv("TZN_BACKEND", request.param)
+    torch.compiler.reset()  # a compiled program keeps the back end that it was traced with
     return str(request.param)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tzn import ops
-from tzn.ops import native
+from tzn.ops import _backend
 
 
 def test_reference_is_available_and_others_say_why_not():
@@ -38,20 +38,20 @@ def test_compiled_kernels_do_not_pretend_to_serve_other_devices(monkeypatch):
 
 
 def test_without_a_library_the_ops_run_on_the_reference_and_say_why(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_backend, "PACKAGE", tmp_path)
     monkeypatch.delenv("TZN_NATIVE_LIBRARY", raising=False)
-    native.missing_reason.cache_clear()
+    _backend.missing_native.cache_clear()
     try:
         monkeypatch.setenv("TZN_BACKEND", "auto")
         assert ops.choose_backend() == "reference"
         assert "not built" in ops.backends()["cpp"]
         (tmp_path / "_native.abi3.so").write_bytes(b"not a library")
-        native.missing_reason.cache_clear()
+        _backend.missing_native.cache_clear()
         assert "does not load" in ops.backends()["cpp"]
         assert ops.choose_backend() == "reference"
         monkeypatch.setenv("TZN_NATIVE_LIBRARY", str(tmp_path / "other.so"))
-        native.missing_reason.cache_clear()
+        _backend.missing_native.cache_clear()
         assert "other.so does not load" in ops.backends()["cpp"]
     finally:
         monkeypatch.undo()
-        native.missing_reason.cache_clear()
+        _backend.missing_native.cache_clear()

@@ -6,6 +6,17 @@ import torch
 from tzn import ops
 
 
+def _crossings(distance, scale, **settings):
+    """What was found, without the places that nothing fills."""
+    found = ops.boundary_crossings(distance, scale, **settings)
+    assert found.position.shape == found.std.shape == found.slope.shape == (distance.shape[0], distance.shape[1] // 2)
+    past = torch.arange(found.position.shape[1]) >= found.count[:, None]
+    assert (found.position[past] == torch.inf).all() and (found.std[past] == torch.inf).all()
+    assert (found.slope[past] == 0).all()
+    most = int(found.count.max()) if found.count.numel() else 0
+    return ops.Crossings(*(x[:, :most] for x in found[:3]), found.count)
+
+
 def _field(boundaries, steps, radius=50.0):
     return ops.signed_distance(torch.tensor([boundaries], dtype=torch.float64), steps, radius)
 
@@ -13,14 +24,14 @@ def _field(boundaries, steps, radius=50.0):
 @pytest.mark.parametrize("estimator", ["crossing", "vote_median", "vote_mean"])
 def test_exact_fields_give_exact_boundaries(estimator):
     d = _field([7.3, 20.0, 31.75], 45)
-    found = ops.boundary_crossings(d, torch.ones_like(d), estimator=estimator)
+    found = _crossings(d, torch.ones_like(d), estimator=estimator)
     assert found.count.tolist() == [3]
     torch.testing.assert_close(found.position[0], torch.tensor([7.3, 20.0, 31.75], dtype=torch.float64))
 
 
 def test_interpolation_reaches_the_zero_and_the_quoted_formula_only_half_way():
     d = torch.tensor([[-2.0, -0.5, 1.0, 2.5]], dtype=torch.float64)  # zero at 1 + 1/3, slope 1.5
-    found = ops.boundary_crossings(d, torch.ones_like(d), estimator="crossing")
+    found = _crossings(d, torch.ones_like(d), estimator="crossing")
     assert found.position[0, 0] == pytest.approx(4 / 3)
     quoted = 1 - d[0, 1] / (d[0, 2] - d[0, 0])
     assert float(quoted) - 1 == pytest.approx((4 / 3 - 1) / 2)
@@ -29,38 +40,38 @@ def test_interpolation_reaches_the_zero_and_the_quoted_formula_only_half_way():
 def test_jumps_down_flat_crossings_and_padding_are_no_boundaries():
     d = torch.tensor([[-0.1, 0.1, 2.0, -2.0, -1.0, 1.0, 2.0]])
     scale = torch.ones_like(d)
-    assert ops.boundary_crossings(d, scale, estimator="crossing").position[0].tolist() == [4.5]
-    both = ops.boundary_crossings(d, scale, estimator="crossing", min_slope=0.1)
+    assert _crossings(d, scale, estimator="crossing").position[0].tolist() == [4.5]
+    both = _crossings(d, scale, estimator="crossing", min_slope=0.1)
     assert both.position[0].tolist() == [0.5, 4.5]
     mask = torch.ones_like(d, dtype=torch.bool)
     mask[0, 5] = False
-    assert ops.boundary_crossings(d, scale, mask=mask).count.tolist() == [0]
+    assert _crossings(d, scale, mask=mask).count.tolist() == [0]
 
 
 def test_weighted_median_and_mean_by_hand():
     # Crossing between 2 and 3; votes t - d(t) of steps 1 to 4: 2.6, 2.5, 2.5, 2.9; scales 1, 1, 1, 0.25.
     d = torch.tensor([[-9.0, -1.6, -0.5, 0.5, 1.1, 9.0]], dtype=torch.float64)
     scale = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.25, 1.0]], dtype=torch.float64)
-    median = ops.boundary_crossings(d, scale, estimator="vote_median", vote_window=2)
+    median = _crossings(d, scale, estimator="vote_median", vote_window=2)
     assert median.position[0, 0] == pytest.approx(2.9)  # weights 1, 1, 1 against 4
     assert median.std[0, 0] == pytest.approx((3 + 16) ** -0.5)
-    mean = ops.boundary_crossings(d, scale, estimator="vote_mean", vote_window=2)
+    mean = _crossings(d, scale, estimator="vote_mean", vote_window=2)
     assert mean.position[0, 0] == pytest.approx((2.6 + 2.5 + 2.5 + 16 * 2.9) / 19)
     assert mean.std[0, 0] == pytest.approx((2 / 19) ** 0.5)
 
 
 def test_a_balanced_median_is_the_middle():
     d = torch.tensor([[-0.75, 0.5]], dtype=torch.float64)  # votes 0.75 and 0.5 of equal weight
-    found = ops.boundary_crossings(d, torch.ones_like(d), vote_window=1)
+    found = _crossings(d, torch.ones_like(d), vote_window=1)
     assert found.position[0, 0] == pytest.approx(0.625)
 
 
 def test_votes_for_another_boundary_do_not_count():
     # Boundaries 4 apart: the far side of the neighbour's basin votes for the neighbour.
     d = _field([10.0, 14.0], 30)
-    found = ops.boundary_crossings(d, torch.ones_like(d), vote_window=8, estimator="vote_mean")
+    found = _crossings(d, torch.ones_like(d), vote_window=8, estimator="vote_mean")
     torch.testing.assert_close(found.position[0], torch.tensor([12.0, 12.0], dtype=torch.float64), atol=2.0, rtol=0)
-    narrow = ops.boundary_crossings(d, torch.ones_like(d), vote_window=2, estimator="vote_mean")
+    narrow = _crossings(d, torch.ones_like(d), vote_window=2, estimator="vote_mean")
     torch.testing.assert_close(narrow.position[0], torch.tensor([10.0, 14.0], dtype=torch.float64))
 
 
@@ -71,7 +82,7 @@ def test_standard_errors_are_those_of_independent_laplace_noise(estimator):
     steps, scale, boundary = 24, 0.4, 11.6
     clean = _field([boundary], steps).expand(4000, steps)
     noise = torch.distributions.Laplace(0.0, scale).sample((4000, steps)).double()
-    found = ops.boundary_crossings(clean + noise, torch.full_like(clean, scale), estimator=estimator, vote_window=8)
+    found = _crossings(clean + noise, torch.full_like(clean, scale), estimator=estimator, vote_window=8)
     nearest = (found.position - boundary).abs().argmin(1, keepdim=True)
     error = found.position.gather(1, nearest) - boundary
     seen = error.isfinite()  # noise hides the crossing of a few fields
@@ -79,14 +90,14 @@ def test_standard_errors_are_those_of_independent_laplace_noise(estimator):
     error, claimed = error[seen], found.std.gather(1, nearest)[seen]
     ratio = float(error.std() / claimed.mean())
     assert 0.85 < ratio < 1.25
-    crossing = ops.boundary_crossings(clean + noise, torch.full_like(clean, scale), estimator="crossing")
+    crossing = _crossings(clean + noise, torch.full_like(clean, scale), estimator="crossing")
     best = (crossing.position - boundary).abs().min(1).values
     assert float(error.abs().mean()) < 0.7 * float(best[best.isfinite()].mean())  # votes beat a single crossing
 
 
 def test_batches_pad_with_infinity_in_order():
     d = torch.cat([_field([5.0], 20), _field([3.0, 12.0], 20), torch.full((1, 20), 3.0, dtype=torch.float64)])
-    found = ops.boundary_crossings(d, torch.ones_like(d), estimator="crossing")
+    found = _crossings(d, torch.ones_like(d), estimator="crossing")
     assert found.count.tolist() == [1, 2, 0]
     assert found.position[0].tolist() == [5.0, float("inf")]
     assert torch.isinf(found.position[2]).all()
@@ -94,7 +105,7 @@ def test_batches_pad_with_infinity_in_order():
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (2, 1)], ids=str)
 def test_degenerate_shapes(shape):
-    found = ops.boundary_crossings(torch.randn(shape), torch.ones(shape))
+    found = _crossings(torch.randn(shape), torch.ones(shape))
     assert found.position.shape == (shape[0], 0)
 
 
@@ -112,4 +123,4 @@ def test_degenerate_shapes(shape):
 def test_clear_errors(change, message):
     arguments = {"distance": torch.zeros(1, 5), "scale": torch.ones(1, 5)} | change
     with pytest.raises(ValueError, match=message):
-        ops.boundary_crossings(arguments.pop("distance"), arguments.pop("scale"), **arguments)
+        _crossings(arguments.pop("distance"), arguments.pop("scale"), **arguments)

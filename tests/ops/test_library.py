@@ -25,6 +25,15 @@ def _crossings(row: int) -> ops.Crossings:
     return ops.boundary_crossings(distance[row : row + 1], scale[row : row + 1])
 
 
+def _tables() -> list[torch.Tensor]:
+    found = ops.boundary_crossings(*_distance())
+    return [found.position, found.std, found.count]
+
+
+def _table(row: int) -> list[torch.Tensor]:
+    return [x[row : row + 1] for x in _tables()]
+
+
 def _offsets():
     return torch.tensor([14.0, 25.0]), torch.tensor([[6.0, 5.0], [4.5, 6.0]]), torch.ones(2, 2)
 
@@ -33,24 +42,37 @@ SEGMENTS, SCORES, LABELS = _candidates()
 DISTANCE, SCALE = _distance()
 GATE = (torch.arange(24).reshape(2, 12) % 5 == 0).float()
 LEVEL = torch.arange(30) // 10
+RULE = (0.1, 0.5, 0.001, 9, 0.0, "score_iou", False)
 CLASS_SCORES = torch.rand(30, 3, generator=torch.Generator().manual_seed(1))
 
 REGISTERED = {
     "active_tokens": (torch.ops.tzn.active_tokens, (GATE, 5, GATE < 2)),
     "boundary_crossings": (torch.ops.tzn.boundary_crossings, (DISTANCE, SCALE, "vote_median", 4, 0.5, None)),
     "select_candidates": (torch.ops.tzn.select_candidates, (CLASS_SCORES, LEVEL, 0.4, 5)),
-    "decode_segments": (torch.ops.tzn.decode_segments, (*_offsets(), list(_crossings(0)), list(_crossings(1)), 3.0)),
+    "select_candidates_padded": (
+        torch.ops.tzn.select_candidates_padded,
+        (CLASS_SCORES.view(1, 30, 3).repeat(2, 1, 1), LEVEL, 3, 0.4, 5),
+    ),
+    "decode_segments": (torch.ops.tzn.decode_segments, (*_offsets(), _table(0), _table(1), 3.0)),
+    "decode_segments of a batch": (
+        torch.ops.tzn.decode_segments,
+        (*(x.expand(2, *x.shape) for x in _offsets()), _tables(), _tables(), 3.0),
+    ),
     "decode_segments without crossings": (torch.ops.tzn.decode_segments, (*_offsets(), [], [], 3.0)),
-    "pair_segments": (torch.ops.tzn.pair_segments, (list(_crossings(0)), list(_crossings(1)), CLASS_SCORES, 4, 9)),
-    "soft_nms": (torch.ops.tzn.soft_nms, (SEGMENTS, SCORES, 0.1, 0.5, 0.001, "linear", 0)),
-    "nms": (torch.ops.tzn.nms, (SEGMENTS, SCORES, 0.3, 0.0, 0)),
-    "batched_nms": (
-        torch.ops.tzn.batched_nms,
-        (SEGMENTS, SCORES, LABELS, 0.1, 0.001, 9, "gaussian", True, 0.5, 0.7, False),
+    "pair_segments": (torch.ops.tzn.pair_segments, (CLASS_SCORES, _table(0), _table(1), 4, 9)),
+    "soft_nms": (torch.ops.tzn.nms, (SEGMENTS, SCORES, None, None, "linear", False, *RULE)),
+    "batched_nms": (torch.ops.tzn.nms, (SEGMENTS, SCORES, LABELS, None, "gaussian", True, *RULE)),
+    "many recordings, voting": (
+        torch.ops.tzn.nms,
+        (SEGMENTS, SCORES, LABELS, torch.tensor([20, 0, 10]), "hard", False, 0.1, 0.5, 0.001, 9, 0.7, "score", True),
     ),
     "batched_nms of nothing": (
-        torch.ops.tzn.batched_nms,
-        (SEGMENTS[:0], SCORES[:0], LABELS[:0], 0.1, 0.001, 9, "hard", False, 0.5, 0.7, False),
+        torch.ops.tzn.nms,
+        (SEGMENTS[:0], SCORES[:0], LABELS[:0], None, "hard", False, *RULE),
+    ),
+    "nms_padded": (
+        torch.ops.tzn.nms_padded,
+        (SEGMENTS[None], SCORES[None], LABELS[None], 3, 9, "gaussian", True, 0.1, 0.5, 0.001, 0.7, "score_iou", True),
     ),
 }
 

@@ -1,7 +1,7 @@
 """Features in, detections out, without the host in between: fixed capacities, counts on the device, CUDA graphs.
 
 The same candidates, refinement and suppression as :func:`tzn.inference.localize.localize`, for a whole batch at once. Heads
-run at every point, because which points have candidates is known to the device only. Needs the Triton back end.
+run at every point, because which points have candidates is known to the device only.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.inference.localize import LAPLACE_STD, limit_for
 from tzn.models import ActionFormer, Localizer, TemporalZoomNet
 from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid
-from tzn.ops import padded
-from tzn.reference import Crossings
+from tzn.ops import Crossings
 
 WARM_UP = 3  # runs before a capture: kernels are compiled, libraries make their handles
 
@@ -62,23 +62,22 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
         config: as for ``localize``; ``chunk`` is ignored (one pass), mode "pair" is not supported.
 
     Raises:
-        ValueError: mode "pair", or tensors that do not run on the Triton back end.
+        ValueError: mode "pair".
     """
-    padded.check_backend(features.device)
     heads = (
         _actionformer(model, features, mask)
         if isinstance(model, ActionFormer)
         else _zoom(model, features, mask, config)
     )
     steps, classes = features.shape[1], heads.scores.shape[2]
-    found = padded.select_candidates(
+    found = ops.select_candidates_padded(
         heads.scores, heads.points.level, heads.levels, min_score=config.pre_nms_thresh,
         topk=limit_for(config.pre_nms_topk, steps),
     )  # fmt: skip
     both = found.point.unsqueeze(-1).expand(-1, -1, 2)
     offset = heads.offset.gather(1, both)
     std = offset if heads.offset_std is None else heads.offset_std.gather(1, both)
-    segments, std = padded.decode_segments(
+    segments, std = ops.decode_segments(
         heads.points.position[found.point], offset, std, heads.starts, heads.ends, snap_sigmas=config.snap_sigmas
     )
     length = segments[..., 1] - segments[..., 0]
@@ -87,14 +86,14 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
         overlap = (length / (length + std.sum(-1) / LAPLACE_STD)).clamp(0, 1)
         score = score * overlap**config.quality
     score = torch.where((length > config.duration_thresh) & (found.label >= 0), score, -torch.inf)
-    picks = padded.batched_nms(
+    picks = ops.nms_padded(
         segments, score, found.label, classes, limit_for(config.max_segments, steps),
         method={"soft": "gaussian"}.get(config.nms, config.nms), multiclass=config.multiclass,
         iou_threshold=config.iou_threshold, sigma=config.sigma, min_score=config.min_score,
         voting_thresh=config.voting_thresh,
     )  # fmt: skip
     chosen = None if heads.offset_std is None else std.gather(1, picks.index.unsqueeze(-1).expand(-1, -1, 2))
-    return FixedDetections(picks.segments, chosen, picks.score, picks.label, picks.count)
+    return FixedDetections(picks.segments, chosen, picks.score, picks.label, picks.num_kept)
 
 
 def _zoom(model: TemporalZoomNet, features: Tensor, mask: Tensor, config: InferenceConfig) -> _Heads:
@@ -124,7 +123,7 @@ def _crossings(distance: Tensor, scale: Tensor, mask: Tensor, config: InferenceC
     inflation = (1 + (votes - 1) * config.vote_correlation) ** 0.5
     found = []
     for side in range(2):
-        crossings = padded.boundary_crossings(
+        crossings = ops.boundary_crossings(
             distance[:, side], scale[:, side], estimator=config.estimator, vote_window=config.vote_window,
             min_slope=config.min_slope, mask=mask,
         )  # fmt: skip

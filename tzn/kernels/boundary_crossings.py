@@ -20,8 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.reference.boundary_crossings import ESTIMATORS
+
 BLOCK = 256
-ESTIMATORS = {"crossing": 0, "vote_mean": 1, "vote_median": 2}
+
 CROSSING = tl.constexpr(0)
 VOTE_MEAN = tl.constexpr(1)
 SQRT2 = tl.constexpr(2**0.5)
@@ -184,7 +186,7 @@ def boundary_crossings(
     window = min(vote_window, steps)
     find_kernel[(fields, tiles)](
         distance, scale, valid, flags, *found, tile_counts, steps, window, min_slope,
-        ESTIMATOR=ESTIMATORS[estimator], HAS_MASK=mask is not None, BLOCK=BLOCK,
+        ESTIMATOR=ESTIMATORS.index(estimator), HAS_MASK=mask is not None, BLOCK=BLOCK,
     )  # fmt: skip
     reach = 0 if estimator == "crossing" else 2 * window + 1
     place_kernel[(fields, tiles)](

@@ -12,12 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tzn.kernels.attention import attention_forward
-from tzn.kernels.attention_backward import attention_backward
-from tzn.kernels.compaction import TokenLists, compact
-from tzn.kernels.layer_norm import Statistics, copy_idle_rows, gate_gradient, layer_norm_backward, row_statistics
-from tzn.kernels.linear import Linear, gated_residual, norm_qkv, norm_up
-from tzn.kernels.linear_backward import branch_gradient, linear_gradient, qkv_gradient, weight_gradient
+from tzn.kernels._layer_norm import Statistics, copy_idle_rows, gate_gradient, layer_norm_backward, row_statistics
+from tzn.kernels._linear import (
+    Linear,
+    branch_gradient,
+    gated_residual,
+    linear_gradient,
+    norm_qkv,
+    norm_up,
+    qkv_gradient,
+    weight_gradient,
+)
+from tzn.kernels.active_tokens import TokenLists, compact
+from tzn.kernels.local_attention import attention_backward, attention_forward
 
 
 class Weights(NamedTuple):
@@ -49,7 +56,7 @@ class Saved(NamedTuple):
     q: Tensor
     kv: Tensor
     attended: Tensor
-    lse: Tensor
+    stats: Tensor  # of attention
     y: Tensor
     mean2: Tensor
     rstd2: Tensor
@@ -85,7 +92,7 @@ def forward(x: Tensor, gate: Tensor | None, weights: Weights, mask: Tensor | Non
     q, kv = norm_qkv(rows, first, weights.gamma1, weights.beta1, weights.query, weights.key_value, lists)
     attended = torch.empty_like(q)
     split = (-1, heads, width // heads)
-    lse = attention_forward(
+    stats = attention_forward(
         q.view(split), *_heads(kv, heads), weights.position_bias, lists, steps, window, attended.view(split)
     )
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -95,7 +102,7 @@ def forward(x: Tensor, gate: Tensor | None, weights: Weights, mask: Tensor | Non
     out = torch.empty_like(y)
     gated_residual(hidden, weights.down, flat_gate, y, lists, out, scatter=True)
     copy_idle_rows(rows, lists.flags, 1, out)
-    return out.view(batch, steps, width), Saved(*lists, *first, q, kv, attended, lse, y, *second, before)
+    return out.view(batch, steps, width), Saved(*lists, *first, q, kv, attended, stats, y, *second, before)
 
 
 def backward(
@@ -129,7 +136,7 @@ def backward(
     split = (-1, heads, width // heads)
     dbias = attention_backward(
         dattended.view(split), saved.q.view(split), *_heads(saved.kv, heads), weights.position_bias,
-        saved.attended.view(split), saved.lse, lists, steps, window, dq.view(split), *_heads(dkv, heads),
+        saved.attended.view(split), saved.stats, lists, steps, window, dq.view(split), *_heads(dkv, heads),
     )  # fmt: skip
     assert dbias is not None
     norm1 = {"gather_x": True, "through": "norm", "statistics": first, "norm": (weights.gamma1, weights.beta1)}

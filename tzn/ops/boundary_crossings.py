@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tzn.ops import dispatch, library
-from tzn.ops.checks import check_count, check_device, check_floating, check_mask, check_shape, checks_values, fail
+from tzn import reference
+from tzn.ops._backend import choose_backend
+from tzn.ops._checks import check_count, check_device, check_floating, check_mask, check_shape, checks_values, fail
+from tzn.ops._register import define, differentiate
 from tzn.reference import Crossings
-
-ESTIMATORS = ("vote_median", "vote_mean", "crossing")
+from tzn.reference.boundary_crossings import ESTIMATORS
 
 
 def boundary_crossings(
@@ -21,7 +22,7 @@ def boundary_crossings(
     min_slope: float = 0.5,
     mask: Tensor | None = None,
 ) -> Crossings:
-    """Up-crossings of signed distance fields with sub-step position and standard error (DESIGN section 3).
+    """Up-crossings of signed distance fields with sub-step position and standard error (docs/design.md section 3).
 
     Args:
         distance: ``[B, T]`` floating, signed distance in grid steps.
@@ -36,7 +37,8 @@ def boundary_crossings(
         mask: ``[B, T]`` bool, True = valid; steps outside neither cross nor vote.
 
     Returns:
-        :class:`Crossings`: position, std, slope ``[B, K]`` ascending, padded with inf (slope: 0), and count ``[B]``.
+        :class:`Crossings`: position, std, slope ``[B, T // 2]`` ascending, past the count inf (slope: 0), and count ``[B]``.
+        No more than T // 2 are possible: two crossings lie two steps apart or more.
 
     Raises:
         ValueError: wrong shape or dtype, unknown estimator, scale not positive, NaN distance at a valid step.
@@ -56,8 +58,46 @@ def boundary_crossings(
             fail("distance", "NaN at a valid step", "finite distances")
         if not bool((scale[valid] > 0).all()):
             fail("scale", "a value <= 0 or NaN at a valid step", "scales > 0")
-    if torch.compiler.is_compiling():
-        return Crossings(*library.boundary_crossings(distance, scale, estimator, vote_window, min_slope, mask))
-    return dispatch.boundary_crossings(
+    return Crossings(*torch.ops.tzn.boundary_crossings(distance, scale, estimator, vote_window, min_slope, mask))
+
+
+def _run(
+    distance: Tensor, scale: Tensor, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    backend = choose_backend(distance.device)
+    served = distance.dtype in (torch.float32, torch.float64) and scale.dtype == distance.dtype
+    if backend == "cpp" and served:
+        number = ESTIMATORS.index(estimator)
+        return torch.ops.tzn_native.boundary_crossings(distance, scale, mask, number, vote_window, min_slope)  # type: ignore[no-any-return]
+    if backend == "triton" and served:
+        from tzn.kernels import boundary_crossings as kernels
+
+        return tuple(
+            kernels.boundary_crossings(
+                distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
+            )
+        )
+    return tuple(_definition(distance, scale, estimator, vote_window, min_slope, mask))
+
+
+def _definition(
+    distance: Tensor, scale: Tensor, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    return reference.boundary_crossings(
         distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
     )
+
+
+def _fake(distance, scale, estimator, vote_window, min_slope, mask):  # type: ignore[no-untyped-def]
+    fields, steps = distance.shape
+    tables = [distance.new_empty(fields, steps // 2) for _ in range(3)]
+    return *tables, distance.new_empty(fields, dtype=torch.long)
+
+
+_OP = define(
+    "boundary_crossings(Tensor distance, Tensor scale, str estimator, int vote_window, float min_slope, Tensor? mask) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)
+differentiate(_OP, _definition)

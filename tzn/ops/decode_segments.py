@@ -1,40 +1,15 @@
-"""From network outputs to candidate segments."""
+"""From offsets to segments, each end fused with the nearest boundary crossing."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tzn.ops import dispatch, library
-from tzn.ops.checks import check_count, check_device, check_floating, check_shape, checks_values, fail
-from tzn.reference import Candidates, Crossings, Segments
-
-
-def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: int) -> Candidates:
-    """(point, class) entries that may be an action: score above ``min_score``, at most ``topk`` per level.
-
-    Args:
-        scores: ``[P, C]`` class probabilities; level: ``[P]`` int64, the pyramid level of each point.
-        min_score: strict lower bound; topk: >= 1.
-
-    Returns:
-        ``Candidates(point, label, score)``, level by level, by falling score, ties in the order of the input.
-
-    Raises:
-        ValueError: wrong shape or dtype, NaN scores, ``topk`` < 1.
-    """
-    check_floating("scores", scores)
-    check_shape("scores", scores, "[P, C]", None, None)
-    check_shape("level", level, f"[P] = [{scores.shape[0]}]", scores.shape[0])
-    check_device("level", level, scores.device)
-    check_count("topk", topk, 1)
-    if checks_values(scores) and bool(scores.isnan().any()):
-        fail("scores", "NaN", "probabilities")
-    if level.dtype != torch.int64:
-        fail("level", str(level.dtype), "torch.int64")
-    if torch.compiler.is_compiling():
-        return Candidates(*library.select_candidates(scores, level, min_score, topk))
-    return dispatch.select_candidates(scores, level, min_score=min_score, topk=topk)
+from tzn import reference
+from tzn.ops._backend import choose_backend
+from tzn.ops._checks import check_device, check_floating, check_shape, checks_values, fail
+from tzn.ops._register import define, differentiate
+from tzn.reference import Crossings, Segments
 
 
 def decode_segments(
@@ -52,76 +27,110 @@ def decode_segments(
     ``(e / q^2 + c / s^2) / (1 / q^2 + 1 / s^2)`` when ``s <= q`` and ``|c - e| <= snap_sigmas * hypot(q, s)``.
 
     Args:
-        position: ``[N]`` grid time of the points.
-        offset: ``[N, 2]`` distances to the left and right end in grid steps.
-        offset_std: ``[N, 2]`` their standard deviations in grid steps.
-        starts, ends: crossings of this one recording (``[1, K]``); both or neither.
+        position: ``[N]`` grid time of the points, or ``[B, N]`` of B recordings.
+        offset: ``[N, 2]`` or ``[B, N, 2]`` distances to the left and right end in grid steps.
+        offset_std: their standard deviations in grid steps.
+        starts, ends: crossings of the recordings (``[B, K]``, B = 1 for ``[N]``); both or neither.
         snap_sigmas: > 0.
 
     Returns:
-        ``Segments(segments [N, 2], std [N, 2])`` in grid steps.
+        ``Segments(segments, std)``, each of the shape of ``offset``, in grid steps.
 
     Raises:
-        ValueError: wrong shapes, only one of starts and ends, crossings of several recordings.
+        ValueError: wrong shapes, only one of starts and ends, crossings of another number of recordings.
     """
     for name, tensor in (("position", position), ("offset", offset), ("offset_std", offset_std)):
         check_floating(name, tensor)
         check_device(name, tensor, position.device)
-    check_shape("position", position, "[N]", None)
-    count = position.shape[0]
-    check_shape("offset", offset, f"[N, 2] = [{count}, 2]", count, 2)
-    check_shape("offset_std", offset_std, f"[N, 2] = [{count}, 2]", count, 2)
+    if position.dim() not in (1, 2):
+        fail("position", f"shape {tuple(position.shape)}", "[N] or [B, N]")
+    shape = (*position.shape, 2)
+    check_shape("offset", offset, f"{list(shape)}, the shape of position and 2", *shape)
+    check_shape("offset_std", offset_std, f"{list(shape)}, the shape of position and 2", *shape)
     if (starts is None) != (ends is None):
         fail("starts, ends", "only one of them", "both or neither")
     if not snap_sigmas > 0:
         fail("snap_sigmas", snap_sigmas, "> 0")
-    if starts is not None and ends is not None:
-        _check_one_recording("starts", starts, position.device)
-        _check_one_recording("ends", ends, position.device)
-    if torch.compiler.is_compiling():
-        first, last = ([] if c is None else list(c) for c in (starts, ends))
-        return Segments(*library.decode_segments(position, offset, offset_std, first, last, snap_sigmas))
-    return dispatch.decode_segments(position, offset, offset_std, starts, ends, snap_sigmas=snap_sigmas)
+    recordings = position.shape[0] if position.dim() == 2 else 1
+    tables: list[list[Tensor]] = [[], []]
+    for table, name, crossings in zip(tables, ("starts", "ends"), (starts, ends), strict=True):
+        if crossings is not None:
+            check_crossings(name, crossings, recordings, position.device)
+            table += [crossings.position, crossings.std, crossings.count]
+    return Segments(*torch.ops.tzn.decode_segments(position, offset, offset_std, *tables, snap_sigmas))
 
 
-def pair_segments(
-    starts: Crossings, ends: Crossings, class_scores: Tensor, *, max_ends: int = 16, topk: int = 2000
-) -> tuple[Segments, Tensor, Tensor]:
-    """Segments that join a start crossing with one of the next ``max_ends`` end crossings, scored by the mean inside.
-
-    Args:
-        starts, ends: crossings of one recording (``[1, K]``).
-        class_scores: ``[T, C]`` class probabilities per step.
-        max_ends: ends tried per start; topk: best (pair, class) entries kept.
-
-    Returns:
-        ``(Segments, labels [N], scores [N])`` by falling score, grid steps.
-
-    Raises:
-        ValueError: wrong shape, ``max_ends`` or ``topk`` < 1.
-    """
-    check_floating("class_scores", class_scores)
-    check_shape("class_scores", class_scores, "[T, C]", None, None)
-    for name, value in (("max_ends", max_ends), ("topk", topk)):
-        check_count(name, value, 1)
-    _check_one_recording("starts", starts, class_scores.device)
-    _check_one_recording("ends", ends, class_scores.device)
-    if torch.compiler.is_compiling():
-        found = library.pair_segments(list(starts), list(ends), class_scores, max_ends, topk)
-        return Segments(found[0], found[1]), found[2], found[3]
-    return dispatch.pair_segments(starts, ends, class_scores, max_ends=max_ends, topk=topk)
-
-
-def _check_one_recording(name: str, crossings: Crossings, device: torch.device) -> None:
+def check_crossings(name: str, crossings: Crossings, recordings: int, device: torch.device) -> None:
+    """Crossings ``[B, K]`` of a known number of recordings."""
     if not isinstance(crossings, Crossings):
         raise TypeError(f"{name}: got {type(crossings).__name__}, expected Crossings")
-    check_shape(f"{name}.position", crossings.position, "[1, K], one recording", 1, None)
+    many = "one recording" if recordings == 1 else f"{recordings} recordings"
+    check_shape(f"{name}.position", crossings.position, f"[{recordings}, K], {many}", recordings, None)
     capacity = crossings.position.shape[1]
     for field in ("position", "std", "slope"):
         check_floating(f"{name}.{field}", getattr(crossings, field))
-        check_shape(f"{name}.{field}", getattr(crossings, field), f"[1, K] = [1, {capacity}]", 1, capacity)
+        check_shape(
+            f"{name}.{field}", getattr(crossings, field), f"[B, K] = [{recordings}, {capacity}]", recordings, capacity
+        )
         check_device(f"{name}.{field}", getattr(crossings, field), device)
-    check_shape(f"{name}.count", crossings.count, "[1]", 1)
+    check_shape(f"{name}.count", crossings.count, f"[{recordings}]", recordings)
     check_device(f"{name}.count", crossings.count, device)
-    if checks_values(crossings.count) and not 0 <= int(crossings.count[0]) <= capacity:
-        fail(f"{name}.count", int(crossings.count[0]), f"0 to {capacity}, as many as there are places")
+    count = crossings.count
+    if checks_values(count) and count.numel() and not (int(count.min()) >= 0 and int(count.max()) <= capacity):
+        fail(f"{name}.count", count.tolist()[:8], f"0 to {capacity}, as many as there are places")
+
+
+def _run(
+    position: Tensor, offset: Tensor, offset_std: Tensor, starts: list[Tensor], ends: list[Tensor], snap_sigmas: float
+) -> tuple[Tensor, Tensor]:
+    """``starts``, ``ends``: position, standard error and count, or nothing."""
+    backend = choose_backend(offset.device)
+    given = (position, offset, offset_std, *starts[:2], *ends[:2])
+    served = offset.dtype in (torch.float32, torch.float64) and all(x.dtype == offset.dtype for x in given)
+    if backend == "reference" or not served:
+        segments, std = _definition(position, offset, offset_std, starts, ends, snap_sigmas)
+        return segments.contiguous(), std.clone(memory_format=torch.contiguous_format)  # may be the input itself
+    batched = (x if position.dim() == 2 else x.unsqueeze(0) for x in (position, offset, offset_std))
+    if backend == "cpp":
+        segments, std = torch.ops.tzn_native.decode_segments(*batched, starts, ends, snap_sigmas)
+    else:
+        from tzn.kernels import decode_segments as kernels
+
+        segments, std = kernels.decode_segments(*batched, starts or None, ends or None, snap_sigmas)
+    return segments.view(offset.shape), std.view(offset.shape)
+
+
+def _definition(
+    position: Tensor, offset: Tensor, offset_std: Tensor, starts: list[Tensor], ends: list[Tensor], snap_sigmas: float
+) -> tuple[Tensor, Tensor]:
+    def of_row(table: list[Tensor], row: int) -> Crossings | None:
+        if not table:
+            return None
+        place, std, count = (x[row : row + 1] for x in table)
+        return Crossings(place, std, torch.zeros_like(place), count)
+
+    if position.dim() == 1:
+        tables = of_row(starts, 0), of_row(ends, 0)
+        return tuple(reference.decode_segments(position, offset, offset_std, *tables, snap_sigmas=snap_sigmas))  # type: ignore[return-value]
+    if position.shape[0] == 0:
+        return offset.clone(), offset_std.clone()
+    rows = [
+        reference.decode_segments(
+            position[row], offset[row], offset_std[row], of_row(starts, row), of_row(ends, row), snap_sigmas=snap_sigmas
+        )
+        for row in range(position.shape[0])
+    ]
+    return torch.stack([r.segments for r in rows]), torch.stack([r.std for r in rows])
+
+
+def _fake(position, offset, offset_std, starts, ends, snap_sigmas):  # type: ignore[no-untyped-def]
+    return offset.new_empty(offset.shape), offset_std.new_empty(offset.shape)
+
+
+_OP = define(
+    "decode_segments(Tensor position, Tensor offset, Tensor offset_std, Tensor[] starts, Tensor[] ends, "
+    "float snap_sigmas) -> (Tensor, Tensor)",
+    _run,
+    _fake,
+)
+differentiate(_OP, _definition)

@@ -1,15 +1,25 @@
-"""Non-maximum suppression in time: hard, soft, batched over classes, with voting."""
+"""Non-maximum suppression in time: hard, soft, batched over classes and recordings, with voting.
+
+One op: ``torch.ops.tzn.nms`` suppresses any number of recordings with any rule; the public functions are its arguments by
+the names that the field knows. ``torch.ops.tzn.nms_padded`` has a capacity instead of sizes, for CUDA graphs. Kernels are
+compiled ones: ``csrc/cpu/nms.cpp`` and ``csrc/cuda/nms.cu``, which share their arithmetic (``csrc/suppression_rule.h``).
+"""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tzn.ops import dispatch, library
-from tzn.ops.checks import check_device, check_floating, check_shape, checks_values, fail
+from tzn import reference
+from tzn.ops._backend import choose_backend, missing_cuda, missing_native
+from tzn.ops._checks import check_count, check_device, check_floating, check_shape, checks_values, fail
+from tzn.ops._register import define, differentiate, new_size
 from tzn.ops.segment_iou import check_segments
+from tzn.reference.nms import METHODS, VOTE_WEIGHTS, best_picks, vote_segments
 
-SOFT_METHODS = ("gaussian", "linear")
+SOFT_METHODS = ("gaussian", "linear", "zero")
 OVERLAPS = ("iou", "diou")
 
 
@@ -26,8 +36,8 @@ def soft_nms(
     """Soft-NMS (Bodla et al. 2017) of one list of candidates, with ActionFormer's rules.
 
     Repeatedly takes the highest score and decays the rest by its overlap o (every length + 1e-6): Gaussian
-    ``s * exp(-o^2 / sigma)`` or linear ``s * (1 - o)`` where ``o >= iou_threshold``. A decayed score below ``min_score`` is
-    removed; the first pick is never tested.
+    ``s * exp(-o^2 / sigma)`` or linear ``s * (1 - o)`` where ``o >= iou_threshold``, or zero ``0`` there. A decayed
+    score below ``min_score`` is removed; the first pick is never tested.
 
     Args:
         segments: ``[N, 2]`` floating (start, end), any unit; scores: ``[N]``.
@@ -42,12 +52,11 @@ def soft_nms(
     _check(segments, scores, iou_threshold, min_score, sigma)
     if method not in SOFT_METHODS:
         fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
-    if torch.compiler.is_compiling():
-        return library.soft_nms(segments, scores, iou_threshold, sigma, min_score, method, max_seg_num)
-    return dispatch.soft_nms(
-        segments, scores, iou_threshold=iou_threshold, sigma=sigma, min_score=min_score, method=method,
-        max_seg_num=max_seg_num,
+    index, score, _, _ = torch.ops.tzn.nms(
+        segments, scores, None, None, method, False, iou_threshold, sigma, min_score, max(max_seg_num, 0), 0.0,
+        "score_iou", False,
     )  # fmt: skip
+    return index, score
 
 
 def nms(
@@ -66,7 +75,7 @@ def nms(
         min_score: if positive, only scores above it are considered.
         max_seg_num: keep at most so many; 0: no cap.
         overlap: "iou", or "diou": less (distance of the centres / length of the hull)^2, so that of segments with the same
-            IoU those with another centre are kept longer (Zheng et al. 2020). Compiled on the CPU; on a GPU the reference.
+            IoU those with another centre are kept longer (Zheng et al. 2020).
 
     Returns:
         Indices ``[M]`` int64 by falling score.
@@ -76,9 +85,11 @@ def nms(
     """
     _check(segments, scores, iou_threshold, min_score, 1.0)
     _check_overlap(overlap)
-    if torch.compiler.is_compiling():
-        return library.nms(segments, scores, iou_threshold, min_score, max_seg_num, overlap)
-    return dispatch.nms(segments, scores, iou_threshold, min_score=min_score, max_seg_num=max_seg_num, overlap=overlap)
+    found = torch.ops.tzn.nms(
+        segments, scores, None, None, "diou" if overlap == "diou" else "hard", False, iou_threshold, 1.0, min_score,
+        max(max_seg_num, 0), 0.0, "score_iou", False,
+    )  # fmt: skip
+    return found[0]  # type: ignore[no-any-return]
 
 
 def batched_nms(
@@ -96,37 +107,40 @@ def batched_nms(
     method: str = "gaussian",
     per_class_voting: bool = False,
     overlap: str = "iou",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Suppress the candidates of one recording; a drop-in for ActionFormer's and OpenTAD's ``batched_nms``.
+    vote_weight: str = "score_iou",
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:
+    """Suppress the candidates of one recording; ActionFormer's ``batched_nms`` (OpenTAD's: :mod:`tzn.compat.opentad`).
 
     Multi-class: each class on its own, at most ``max_seg_num`` picks each, no voting unless ``per_class_voting``.
     Class-agnostic: all together, then each kept segment becomes the mean of all candidates that overlap it by at least
-    ``voting_thresh``, weighted by score times IoU (0: no voting). At last sorted by falling score and cut.
+    ``voting_thresh`` (0: no voting), weighted by ``vote_weight``. At last sorted by falling score and cut.
 
     Args:
         segments: ``[N, 2]`` floating (start, end), any unit; scores: ``[N]``; labels: ``[N]`` integer.
         iou_threshold: of hard and linear suppression; the Gaussian kind does not use it.
         min_score: soft: decayed scores below are removed; hard: scores up to it are dropped first.
-        max_seg_num: number of segments returned at most.
-        use_soft_nms: soft (``method`` "gaussian" or "linear") or hard.
+        max_seg_num: number of segments returned at most; as in the original, 0 returns none.
+        use_soft_nms: soft (``method`` "gaussian", "linear" or "zero") or hard.
         overlap: of hard suppression, "iou" or "diou" (:func:`nms`).
+        vote_weight: "score_iou" (score times IoU, as ActionFormer votes) or "score" (as OpenTAD and TriDet do).
+        return_index: return the index of every pick as well.
 
     Returns:
-        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``).
+        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``), with ``return_index`` also indices ``[M]`` int64.
 
     Raises:
         ValueError: as :func:`soft_nms`.
     """
-    kind = _checked_kind(segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap)
-    if torch.compiler.is_compiling():
-        return library.batched_nms(
-            segments, scores, labels, iou_threshold, min_score, max_seg_num, kind, multiclass, sigma, voting_thresh,
-            per_class_voting,
-        )  # fmt: skip
-    return dispatch.batched_nms(
-        segments, scores, labels, iou_threshold, min_score, max_seg_num, method=kind,
-        multiclass=multiclass, sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+    rule = _checked_rule(
+        segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap, vote_weight
+    )
+    index, score, kept, _ = torch.ops.tzn.nms(
+        segments, scores, labels, None, rule, multiclass, iou_threshold, sigma, min_score, max(max_seg_num, 0),
+        voting_thresh, vote_weight, per_class_voting,
     )  # fmt: skip
+    found = (kept, score, labels[index], *([index] if return_index else []))
+    return found if max_seg_num > 0 else tuple(x[:max_seg_num] for x in found)
 
 
 def batched_nms_many(
@@ -145,43 +159,91 @@ def batched_nms_many(
     method: str = "gaussian",
     per_class_voting: bool = False,
     overlap: str = "iou",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    vote_weight: str = "score_iou",
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:
     """:func:`batched_nms` of many recordings in one call, whose candidates lie one after the other.
 
-    On the CPU recordings run side by side on all threads. Not for tracing: the counts are read.
+    On the CPU recordings run side by side on all threads.
 
     Args:
         segments: ``[N, 2]`` of all recordings; scores, labels: ``[N]``; the others as in :func:`batched_nms`.
         counts: ``[R]`` int64, candidates of each recording; their sum is N.
+        max_seg_num: of each recording, >= 1.
 
     Returns:
-        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``, counts ``[R]`` int64 on the CPU), recording by recording.
+        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``, counts ``[R]`` int64 on the CPU), recording by recording; with
+        ``return_index`` also the indices ``[M]`` of the picks among all N.
 
     Raises:
         ValueError: as :func:`batched_nms`; counts that are negative or do not sum to N.
     """
-    kind = _checked_kind(segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap)
+    rule = _checked_rule(
+        segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap, vote_weight
+    )
+    check_count("max_seg_num", max_seg_num, 1)
     check_shape("counts", counts, "[R]", None)
     if counts.dtype != torch.int64:
         fail("counts", str(counts.dtype), "torch.int64")
     counts = counts.cpu().contiguous()
-    if bool((counts < 0).any()) or int(counts.sum()) != scores.shape[0]:
-        fail(
-            "counts",
-            f"{counts.tolist()[:10]} with a sum of {int(counts.sum())}",
-            f"none negative, sum {scores.shape[0]}",
-        )
-    return dispatch.batched_nms_many(
-        segments, scores, labels, counts, iou_threshold, min_score, max_seg_num, method=kind,
-        multiclass=multiclass, sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+    if checks_values(counts) and (bool((counts < 0).any()) or int(counts.sum()) != scores.shape[0]):
+        given = f"{counts.tolist()[:10]} with a sum of {int(counts.sum())}"
+        fail("counts", given, f"none negative, sum {scores.shape[0]}")
+    index, score, kept, num_kept = torch.ops.tzn.nms(
+        segments, scores, labels, counts, rule, multiclass, iou_threshold, sigma, min_score, max_seg_num, voting_thresh,
+        vote_weight, per_class_voting,
     )  # fmt: skip
+    return (kept, score, labels[index], num_kept, *([index] if return_index else []))
 
 
-def _checked_kind(
+class PaddedPicks(NamedTuple):
+    """The best K picks of B recordings by falling score; past ``num_kept``: score -inf, index 0, label -1, segment 0."""
+
+    index: Tensor  # type: ignore[assignment]  # [B, K] int64 into the candidates
+    segments: Tensor  # [B, K, 2], after voting
+    score: Tensor  # [B, K]
+    label: Tensor  # [B, K], dtype of the labels given
+    num_kept: Tensor  # [B] int64
+
+
+def nms_padded(
+    segments: Tensor, scores: Tensor, labels: Tensor, classes: int, capacity: int, *, method: str = "gaussian",
+    multiclass: bool = True, iou_threshold: float = 0.1, sigma: float = 0.5, min_score: float = 0.001,
+    voting_thresh: float = 0.0, vote_weight: str = "score_iou", per_class_voting: bool = False,
+) -> PaddedPicks:  # fmt: skip
+    """:func:`batched_nms` of B recordings with a capacity instead of a size: nothing waits for the device.
+
+    Args:
+        segments: ``[B, N, 2]``; scores: ``[B, N]``, -inf where there is no candidate; labels: ``[B, N]`` integer in
+            [0, ``classes``), others belong to no class.
+        capacity: K >= 1 picks per recording at most.
+        method: "gaussian", "linear", "zero", "hard" (as ``use_soft_nms=False``), or "none": the best K as they are.
+
+    Raises:
+        ValueError: wrong shape or dtype, unknown method; on CUDA devices without the compiled library while capturing.
+    """
+    check_floating("segments", segments)
+    check_shape("segments", segments, "[B, N, 2]", None, None, 2)
+    for name, tensor in (("scores", scores), ("labels", labels)):
+        check_shape(name, tensor, f"[B, N] = {list(segments.shape[:2])}", *segments.shape[:2])
+        check_device(name, tensor, segments.device)
+    for name, count in (("classes", classes), ("capacity", capacity)):
+        check_count(name, count, 1)
+    if method not in (*METHODS, "none"):
+        fail("method", repr(method), f"one of {', '.join(METHODS)}, none")
+    index, score, kept, num_kept = torch.ops.tzn.nms_padded(
+        segments, scores, labels, classes, capacity, method, multiclass, iou_threshold, sigma, min_score, voting_thresh,
+        vote_weight, per_class_voting,
+    )  # fmt: skip
+    label = torch.where(score != -torch.inf, labels.gather(1, index), -1)
+    return PaddedPicks(index, kept, score, label, num_kept)
+
+
+def _checked_rule(
     segments: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float, sigma: float,
-    use_soft_nms: bool, method: str, overlap: str,
+    use_soft_nms: bool, method: str, overlap: str, vote_weight: str,
 ) -> str:  # fmt: skip
-    """Arguments checked; which suppression they ask for: a soft method, "hard" or "diou"."""
+    """Arguments checked; which suppression they ask for, of METHODS."""
     _check(segments, scores, iou_threshold, min_score, sigma)
     check_shape("labels", labels, f"[N] = [{scores.shape[0]}]", scores.shape[0])
     check_device("labels", labels, segments.device)
@@ -189,6 +251,8 @@ def _checked_kind(
         fail("labels", str(labels.dtype), "an integer tensor")
     if method not in SOFT_METHODS:
         fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
+    if vote_weight not in VOTE_WEIGHTS:
+        fail("vote_weight", repr(vote_weight), f"one of {', '.join(VOTE_WEIGHTS)}")
     _check_overlap(overlap)
     if use_soft_nms and overlap != "iou":
         fail("overlap", repr(overlap), "'iou' for soft suppression; use_soft_nms=False for 'diou'")
@@ -212,3 +276,210 @@ def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: fl
             fail(name, value, ">= 0")
     if not sigma >= torch.finfo(segments.dtype).tiny:  # smaller ones round to 0, and 0 / 0 is NaN
         fail("sigma", sigma, f"> 0 in {segments.dtype}")
+
+
+# ---- the ops ----
+
+
+def _serves(segments: Tensor, scores: Tensor) -> bool:
+    """Whether the compiled CPU kernels compute what the definition does: finite numbers, scores that only fall."""
+    if choose_backend(segments.device) == "reference" or missing_native() is not None or segments.device.type != "cpu":
+        return False
+    alike = segments.dtype in (torch.float32, torch.float64) and scores.dtype == segments.dtype
+    return alike and bool(torch.ops.tzn_native.plain_candidates(segments, scores))
+
+
+def _run(
+    segments: Tensor, scores: Tensor, labels: Tensor | None, counts: Tensor | None, method: str, multiclass: bool,
+    iou_threshold: float, sigma: float, min_score: float, max_seg_num: int, voting_thresh: float, vote_weight: str,
+    per_class_voting: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    given = segments, scores, labels, counts
+    rule = (
+        method,
+        multiclass,
+        iou_threshold,
+        sigma,
+        min_score,
+        max_seg_num,
+        voting_thresh,
+        vote_weight,
+        per_class_voting,
+    )
+    if segments.is_cuda and choose_backend(segments.device) != "reference":
+        if (
+            counts is None
+            and missing_cuda() is None
+            and segments.dtype == scores.dtype == torch.float32
+            and len(scores)
+        ):
+            return _on_cuda(segments, scores, labels, *rule)
+        # Nothing on the device serves: the CPU's kernels are faster than one operator after the other.
+        found = _run(*(None if x is None else x.cpu() for x in given), *rule)
+        return (*(x.to(segments.device) for x in found[:3]), found[3])  # type: ignore[return-value]
+    if not _serves(segments, scores):
+        return _definition(*given, *rule)
+    kernels = torch.ops.tzn_native
+    above = min_score if method in ("hard", "diou") else 0.0
+    groups = labels.long() if multiclass and labels is not None else None
+    index, score, num_kept = kernels.suppress_recordings(
+        segments, scores, groups, counts, METHODS.index(method), iou_threshold, sigma, min_score, above, max_seg_num
+    )
+    kept = segments[index]
+    if voting_thresh > 0 and (per_class_voting or not multiclass):
+        classes = labels.long() if per_class_voting and labels is not None else None
+        own = None if classes is None else classes[index]
+        kept = kernels.vote_segments(
+            kept, num_kept, segments, scores, counts, voting_thresh, own, classes, VOTE_WEIGHTS.index(vote_weight)
+        )
+    return index, score, kept, num_kept
+
+
+def _on_cuda(
+    segments: Tensor, scores: Tensor, labels: Tensor | None, method: str, multiclass: bool, *rule: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One recording; waits for the number of picks."""
+    iou_threshold, sigma, min_score, max_seg_num, voting_thresh, vote_weight, per_class_voting = rule
+    of_class = torch.zeros_like(scores, dtype=torch.int64) if labels is None else labels.unique(return_inverse=True)[1]
+    classes = int(of_class.max()) + 1 if multiclass or per_class_voting else 1
+    capacity = max_seg_num if max_seg_num > 0 else len(scores)
+    index, score, kept, num_kept = _run_padded(
+        segments[None], scores[None], of_class[None], classes, capacity, method, multiclass, iou_threshold, sigma,
+        min_score, voting_thresh, vote_weight, per_class_voting,
+    )  # fmt: skip
+    number = int(num_kept[0])
+    return index[0, :number], score[0, :number], kept[0, :number], num_kept.cpu()
+
+
+def _definition(
+    segments: Tensor, scores: Tensor, labels: Tensor | None, counts: Tensor | None, method: str, multiclass: bool,
+    *rule: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if counts is None:
+        index, score, kept = _one_by_definition(segments, scores, labels, method, multiclass, *rule)
+        return index, score, kept, torch.tensor([len(index)])
+    sizes = counts.tolist()
+    classes = [None] * len(sizes) if labels is None else labels.split(sizes)
+    parts = zip(segments.split(sizes), scores.split(sizes), classes, strict=True)
+    found = [_one_by_definition(*part, method, multiclass, *rule) for part in parts]
+    begins = [sum(sizes[:r]) for r in range(len(sizes))]
+    if not found:
+        return torch.zeros_like(scores, dtype=torch.int64), scores.clone(), segments.clone(), counts.clone()
+    index = torch.cat([part[0] + begin for part, begin in zip(found, begins, strict=True)])
+    num_kept = torch.tensor([len(part[0]) for part in found])
+    return index, torch.cat([part[1] for part in found]), torch.cat([part[2] for part in found]), num_kept
+
+
+def _one_by_definition(
+    segments: Tensor, scores: Tensor, labels: Tensor | None, method: str, multiclass: bool, iou_threshold: float,
+    sigma: float, min_score: float, max_seg_num: int, voting_thresh: float, vote_weight: str, per_class_voting: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    groups = labels if multiclass or labels is None else torch.zeros_like(labels)
+    index, score = reference.suppress(
+        segments, scores, groups, method=method, iou_threshold=iou_threshold, sigma=sigma,
+        min_score=min_score, max_seg_num=max_seg_num,
+    )  # fmt: skip
+    kept = segments[index]
+    if voting_thresh > 0 and (per_class_voting or not multiclass):
+        classes = (labels[index], labels) if per_class_voting and labels is not None else (None, None)
+        kept = vote_segments(kept, segments, scores, voting_thresh, *classes, weight=vote_weight)
+    return index, score, kept
+
+
+def _fake(segments, scores, labels, counts, *rule):  # type: ignore[no-untyped-def]
+    size = new_size()
+    num_kept = torch.empty(1 if counts is None else counts.shape[0], dtype=torch.long)
+    return scores.new_empty(size, dtype=torch.long), scores.new_empty(size), segments.new_empty(size, 2), num_kept
+
+
+def _run_padded(
+    segments: Tensor, scores: Tensor, labels: Tensor, classes: int, capacity: int, method: str, multiclass: bool,
+    iou_threshold: float, sigma: float, min_score: float, voting_thresh: float, vote_weight: str, per_class_voting: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    if method == "none":
+        score, index = scores.sort(dim=1, descending=True, stable=True)
+        width = min(capacity, scores.shape[1])
+        score, index = (_widened(x[:, :width], capacity) for x in (score, index))
+    else:
+        groups = labels.to(torch.int32) if multiclass else None
+        tables = _tables(
+            segments, scores, groups, classes if multiclass else 1, capacity, method, iou_threshold, sigma, min_score
+        )
+        index, score = best_picks(*tables, capacity)
+    there = score != -torch.inf
+    index = torch.where(there, index, 0).long()
+    if not scores.shape[1]:
+        return index, score, segments.new_zeros(*index.shape, 2), there.sum(1)
+    kept = segments.gather(1, index.unsqueeze(-1).expand(-1, -1, 2))
+    if voting_thresh > 0 and method != "none" and (per_class_voting or not multiclass):
+        voters = torch.where(scores == -torch.inf, 0.0, scores)
+        own, of_all = (labels.gather(1, index), labels) if per_class_voting else (None, None)
+        kept = vote_segments(kept, segments, voters, voting_thresh, own, of_all, weight=vote_weight)
+    return index, score, torch.where(there.unsqueeze(-1), kept, 0.0), there.sum(1)
+
+
+def _widened(x: Tensor, capacity: int) -> Tensor:
+    wide = x.new_full((x.shape[0], capacity), -torch.inf if x.is_floating_point() else 0)
+    wide[:, : x.shape[1]] = x
+    return wide
+
+
+def _tables(
+    segments: Tensor, scores: Tensor, groups: Tensor | None, classes: int, capacity: int, method: str,
+    iou_threshold: float, sigma: float, min_score: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Picks of every (recording, class) ``[B, C, K]``: index (-1: none) and score (-inf)."""
+    compiled = choose_backend(segments.device) != "reference" and segments.dtype == scores.dtype == torch.float32
+    if compiled and (missing_cuda() if segments.is_cuda else missing_native()) is None:
+        above = min_score if method in ("hard", "diou") else 0.0
+        index, score, _ = torch.ops.tzn_native.suppress_groups(
+            segments, scores, groups, None, classes, capacity, METHODS.index(method), iou_threshold, sigma, min_score,
+            above,
+        )  # fmt: skip
+        return index, score
+    if segments.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise ValueError(f"suppression in a CUDA graph needs the compiled CUDA library: {missing_cuda()}")
+    index = torch.full((scores.shape[0], classes, capacity), -1, dtype=torch.int32, device=scores.device)
+    score = torch.full_like(index, 0, dtype=scores.dtype).fill_(-torch.inf)
+    for row in range(scores.shape[0]):
+        for group in range(classes):
+            mine = scores[row] > -torch.inf
+            members = (mine if groups is None else mine & (groups[row] == group)).nonzero().squeeze(1)
+            if not len(members):
+                continue
+            found, picked, _, _ = _run(
+                segments[row, members], scores[row, members], None, None, method, False, iou_threshold, sigma,
+                min_score, capacity, 0.0, "score_iou", False,
+            )  # fmt: skip
+            index[row, group, : len(found)], score[row, group, : len(found)] = members[found].int(), picked
+    return index, score
+
+
+def _fake_padded(segments, scores, labels, classes, capacity, *rule):  # type: ignore[no-untyped-def]
+    shape = scores.shape[0], capacity
+    index, score = scores.new_empty(shape, dtype=torch.long), scores.new_empty(shape)
+    return index, score, segments.new_empty(*shape, 2), scores.new_empty(scores.shape[0], dtype=torch.long)
+
+
+def _definition_padded(segments: Tensor, scores: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _run_padded(segments.detach(), scores.detach(), *rest)  # picks are no function of scores to derive
+
+
+RULE = (
+    "str method, bool multiclass, float iou_threshold, float sigma, float min_score, {}float voting_thresh, "
+    "str vote_weight, bool per_class_voting"
+)
+_OP = define(
+    f"nms(Tensor segments, Tensor scores, Tensor? labels, Tensor? counts, {RULE.format('int max_seg_num, ')}) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)
+_PADDED = define(
+    f"nms_padded(Tensor segments, Tensor scores, Tensor labels, int classes, int capacity, {RULE.format('')}) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _run_padded,
+    _fake_padded,
+)
+differentiate(_OP, _definition)
+differentiate(_PADDED, _definition_padded)

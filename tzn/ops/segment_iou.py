@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops.checks import check_floating, check_shape, checks_values, fail
+from tzn.ops._checks import check_floating, check_shape, checks_values, fail
 
 KINDS = ("iou", "diou")
 

@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 SQRT2 = 2**0.5
+ESTIMATORS = (
+    "crossing",
+    "vote_mean",
+    "vote_median",
+)  # numbered so in csrc/cpu/boundary_crossings.cpp and in the kernels
 
 
 class Crossings(NamedTuple):
-    """Boundaries found in ``B`` fields, ascending per field; entries past ``count`` are +inf (slope: 0)."""
+    """Boundaries found in ``B`` fields, ascending per field; entries past ``count`` are +inf (slope: 0).
+
+    K is a capacity: T // 2, because two crossings lie two steps apart or more.
+    """
 
     position: Tensor  # [B, K] grid steps
     std: Tensor  # [B, K] standard error in grid steps
@@ -49,7 +57,7 @@ def boundary_crossings(
         votes, spread = _votes(distance, scale, valid, field, position, vote_window)
         combine = _weighted_median if estimator == "vote_median" else _weighted_mean
         position, std = combine(votes, spread)
-    return _pad_per_field(field, position, std, rise, distance.shape[0])
+    return _pad_per_field(field, position, std, rise, *distance.shape)
 
 
 def _votes(
@@ -87,15 +95,14 @@ def _weighted_mean(votes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return (votes * weight).sum(-1) / total, SQRT2 * total.rsqrt()
 
 
-def _pad_per_field(field: Tensor, position: Tensor, std: Tensor, slope: Tensor, fields: int) -> Crossings:
-    """Sort by (field, position) and lay out as ``[B, K]`` with K the largest count."""
+def _pad_per_field(field: Tensor, position: Tensor, std: Tensor, slope: Tensor, fields: int, steps: int) -> Crossings:
+    """Sort by (field, position) and lay out as ``[B, T // 2]``."""
     order = position.detach().argsort(stable=True)
     order = order[field[order].argsort(stable=True)]
     field, position, std, slope = (x[order] for x in (field, position, std, slope))
     count = torch.bincount(field, minlength=fields)
-    capacity = int(count.max()) if fields else 0
     column = torch.arange(field.numel(), device=field.device) - (count.cumsum(0) - count)[field]
-    infinite = position.new_full((fields, capacity), float("inf"))
+    infinite = position.new_full((fields, steps // 2), float("inf"))
     return Crossings(
         infinite.index_put((field, column), position),
         infinite.index_put((field, column), std),

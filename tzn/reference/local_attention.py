@@ -1,7 +1,8 @@
-"""Definition of windowed attention, and its packed form that works on chosen queries only.
+"""Definition of windowed attention, and the compact form that works on chosen queries only.
 
-``local_attention`` is the definition: every query gathers its window. ``packed_local_attention`` computes the same
-from packed rows in tiles of consecutive keys, so memory and time follow the number of tiles that hold a query.
+``local_attention`` is the definition: ordinary attention with a mask of all pairs. ``packed_local_attention`` computes the
+same from packed rows in tiles of consecutive keys, so memory and time follow the number of tiles that hold a query;
+``compact_local_attention`` lays dense and packed inputs out for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tzn.reference.active_tokens import active_tokens
 
 # Queries of a tile share one span of TILE + window - 1 keys. Measured on 2 cores (4 heads of 128, window 19,
 # T = 2304, float32, median of 30, 2026-11): 16: 4.6 ms, 32: 4.6 ms, 64: 5.6 ms.
@@ -24,26 +27,118 @@ def local_attention(
     mask: Tensor | None = None,
     query_mask: Tensor | None = None,
     bias: Tensor | None = None,
+    dilation: int = 1,
+    shifted: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """softmax_j(q_i . k_j / sqrt(D) + bias[j - i + r]) v_j over valid j with |i - j| <= r = window // 2.
+    """softmax_j(q_i . k_j / sqrt(D) + bias[o + c]) v_j over the valid j at an offset o = (j - i) / dilation, a whole number.
 
-    ``q``, ``k``, ``v`` are ``[B, H, T, D]``, masks ``[B, T]``, ``bias`` ``[H, window]``. Rows outside ``query_mask`` or
-    ``mask``, and rows without a valid key, are zero.
+    The window of i are the offsets |o| <= r = window // 2; ``shifted``: the ``window`` steps of i's recording (and residue
+    class, with a dilation) that are nearest to i, as NATTEN has it, so that all windows are full. ``c`` is the middle of the
+    bias: r, shifted window - 1.
+
+    ``q``, ``k``, ``v`` are ``[B, H, T, D]``, masks ``[B, T]``; with ``cu_seqlens`` ``[R + 1]`` they are ``[N, H, D]`` and
+    ``[N]``: R recordings one after the other. Rows outside ``query_mask`` or ``mask``, and rows without a valid key, are zero.
     """
-    batch, _, steps, width = q.shape
-    radius = window // 2
-    valid = torch.ones(batch, steps, dtype=torch.bool, device=q.device) if mask is None else mask
-    rows = valid if query_mask is None else valid & query_mask
-    # neighbour[i, o] = i + o - r; those outside the recording point at step 0 and are masked.
-    neighbour = torch.arange(steps, device=q.device)[:, None] + torch.arange(-radius, radius + 1, device=q.device)
-    inside = (neighbour >= 0) & (neighbour < steps)
-    neighbour = neighbour.clamp(0, max(steps - 1, 0))
-    allowed = inside & valid[:, neighbour] & rows[:, :, None]  # [B, T, w]
-    scores = torch.einsum("bhtd,bhtwd->bhtw", q, k[:, :, neighbour]) / width**0.5
+    if cu_seqlens is not None:
+        packed = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        recording = torch.searchsorted(cu_seqlens[1:], torch.arange(q.shape[0], device=q.device), right=True)
+        masks = (None if m is None else m.unsqueeze(0) for m in (mask, query_mask))
+        return _dense(*packed, window, *masks, bias, dilation, shifted, recording).squeeze(0).transpose(0, 1)
+    recording = torch.zeros(q.shape[2], dtype=torch.long, device=q.device)
+    return _dense(q, k, v, window, mask, query_mask, bias, dilation, shifted, recording)
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None, bias: Tensor | None,
+    dilation: int, shifted: bool, recording: Tensor,
+) -> Tensor:  # fmt: skip
+    steps, width = q.shape[2:]
+    time = torch.arange(steps, device=q.device)
+    apart = time[None, :] - time[:, None]
+    together = (recording[None, :] == recording[:, None]) & (apart % dilation == 0)
+    offset = torch.div(apart, dilation, rounding_mode="floor")
+    if shifted:  # as many earlier steps as fit, and no more than leave room for what is missing behind
+        before, after = (together & (apart < 0)).sum(1), (together & (apart > 0)).sum(1)
+        first = torch.minimum((window - 1 - after).clamp(min=window // 2), before)[:, None]
+        inside = together & (offset >= -first) & (offset < window - first)
+    else:
+        inside = together & (offset.abs() <= window // 2)
+    allowed = inside[None] if mask is None else inside[None] & mask[:, None, :]
+    scores = q @ k.transpose(-1, -2) / width**0.5
     if bias is not None:
-        scores = scores + bias[:, None, :].to(scores.dtype)
-    weights = _masked_softmax(scores, allowed.unsqueeze(1))
-    return torch.einsum("bhtw,bhtwd->bhtd", weights, v[:, :, neighbour])
+        middle = bias.shape[1] // 2
+        scores = scores + bias[:, (offset + middle).clamp(0, bias.shape[1] - 1)].to(scores.dtype)
+    out = masked_softmax(scores, allowed.unsqueeze(1)) @ v
+    for rows in (mask, query_mask):
+        out = out if rows is None else out.masked_fill(~rows[:, None, :, None], 0)
+    return out
+
+
+def masked_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax over allowed entries in at least float32; rows without any are zero (and have zero gradient)."""
+    accumulate = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    lowest = torch.finfo(accumulate).min
+    weights = scores.to(accumulate).masked_fill(~allowed, lowest).softmax(-1)
+    return weights.masked_fill(~allowed, 0).to(scores.dtype)
+
+
+def compact_local_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    bias: Tensor | None,
+    dilation: int,
+    cu_seqlens: Tensor | None,
+) -> Tensor:
+    """The same without shifted windows; dense results have the memory order of ``[B, T, H, D]``."""
+    if bias is None:
+        window = min(window, 2 * max(q.shape[-2 if cu_seqlens is None else 0], 1) + 1)  # a wider one reaches as far
+    if cu_seqlens is not None:
+        chosen = torch.arange(q.shape[0], device=q.device) if query_mask is None else query_mask.nonzero().squeeze(1)
+        position = packed_times(cu_seqlens, q.shape[0], window // 2)
+        out = packed_local_attention(q[chosen], k, v, window, slot=chosen, position=position, bias=bias)
+        return out if query_mask is None else torch.zeros_like(q).index_copy(0, chosen, out)
+    if dilation > 1:
+        parts = [
+            compact_local_attention(
+                *(x[:, :, first::dilation] for x in (q, k, v)), window,
+                *(m if m is None else m[:, first::dilation] for m in (mask, query_mask)), bias, 1, None,
+            ).transpose(1, 2)
+            for first in range(min(dilation, max(q.shape[2], 1)))
+        ]  # fmt: skip
+        longest = max(part.shape[1] for part in parts)
+        padded = [F.pad(part, (0, 0, 0, 0, 0, longest - part.shape[1])) for part in parts]
+        return torch.stack(padded, 2).flatten(1, 2)[:, : q.shape[2]].transpose(1, 2)
+    batch, heads, steps, width = q.shape
+    valid = q.new_ones(batch, steps, dtype=torch.bool) if mask is None else mask
+    queries = valid if query_mask is None else valid & query_mask
+    active, halo = active_tokens(queries.to(torch.float32), window, valid)
+
+    def rows(x: Tensor, index: Tensor) -> Tensor:
+        flat = x.transpose(1, 2).reshape(batch * steps, heads, width)
+        return flat if index.numel() == batch * steps else flat[index]
+
+    out = packed_local_attention(
+        rows(q, active), rows(k, halo), rows(v, halo), window,
+        slot=torch.searchsorted(halo, active), position=times(halo, steps, window // 2), bias=bias,
+    )  # fmt: skip
+    dense = out.new_zeros(batch * steps, heads, width).index_copy(0, active, out)
+    return dense.view(batch, steps, heads, width).transpose(1, 2)
+
+
+def times(tokens: Tensor, steps: int, radius: int) -> Tensor:
+    """Times of flattened tokens ``[B * T]``; a gap of one radius between recordings keeps their windows apart."""
+    return tokens + tokens // max(steps, 1) * radius
+
+
+def packed_times(cu_seqlens: Tensor, tokens: int, radius: int) -> Tensor:
+    """Likewise ``[N]`` for recordings that lie one after the other."""
+    index = torch.arange(tokens, device=cu_seqlens.device)
+    return index + torch.searchsorted(cu_seqlens[1:].long(), index, right=True) * radius
 
 
 def packed_local_attention(
@@ -93,7 +188,7 @@ def packed_local_attention(
     scores = q_tiles @ k_tiles.permute(0, 2, 3, 1)
     if bias is not None:
         scores = scores + _tile_bias(bias, offset, allowed, radius).to(scores.dtype)
-    weights = _masked_softmax(scores, allowed.unsqueeze(1))
+    weights = masked_softmax(scores, allowed.unsqueeze(1))
     out = weights @ v_tiles.transpose(1, 2)
     out = out.transpose(1, 2).reshape(-1, heads, v.shape[-1])
     return out[:queries] if everything and queries == keys else out[place]
@@ -119,11 +214,3 @@ def _tile_bias(bias: Tensor, offset: Tensor, allowed: Tensor, radius: int) -> Te
     if bool(((offset == regular) | ~allowed).all()):
         return bias[:, (regular + radius).clamp(0, 2 * radius)]
     return bias[:, (offset + radius).clamp(0, 2 * radius)].transpose(0, 1)
-
-
-def _masked_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax over allowed entries in at least float32; rows without any are zero (and have zero gradient)."""
-    accumulate = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    lowest = torch.finfo(accumulate).min
-    weights = scores.to(accumulate).masked_fill(~allowed, lowest).softmax(-1)
-    return weights.masked_fill(~allowed, 0).to(scores.dtype)

@@ -1,13 +1,15 @@
 """Definition of non-maximum suppression in time: hard, soft (linear, Gaussian), multi-class, with voting.
 
-The rules are ActionFormer's (ACTIONFORMER_SPEC section 13), arithmetic in the dtype of the input and in the same order.
+``soft_nms_loop`` is the rule as a reader understands it at once; below it the same in whole-array steps.
+The rules are ActionFormer's (docs/actionformer.md), arithmetic in the dtype of the input and in the same order.
 Rows (classes) are suppressed side by side: one vectorised step per pick, whatever the number of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +18,10 @@ from tzn.reference.segment_iou import segment_iou
 
 EPS = 1e-6  # added to every length
 LOG2_E = 1.4426950408889634
-HARD = ("hard", "diou")  # methods that remove what overlaps
+# Numbered so in csrc/suppression_rule.h. "zero" multiplies what overlaps by 0, "hard" and "diou" remove it whatever its score.
+METHODS = ("gaussian", "linear", "zero", "hard", "diou")
+HARD = ("hard", "diou")
+VOTE_WEIGHTS = ("score_iou", "score")  # numbered so in csrc/cpu/nms.cpp
 CHECK_EVERY = 16  # picks between looks at whether the overall cap is reached
 
 Decay = Callable[[Tensor, Tensor], Tensor]  # (overlap, score) -> new score, -inf where the candidate is removed
@@ -28,45 +33,83 @@ class _Picks(NamedTuple):
     score: Tensor  # [M] when it was picked
 
 
-def soft_nms(
+def soft_nms_loop(
+    segments: Sequence[tuple[float, float]], scores: Sequence[float], *, iou_threshold: float, sigma: float,
+    min_score: float, method: str,
+) -> list[tuple[int, float]]:  # fmt: skip
+    """The rule, one candidate after the other, in Python's floats: (index, score when it was picked)."""
+    left, picks = {i: float(s) for i, s in enumerate(scores)}, []
+    while left:
+        i = max(left, key=lambda k: (left[k], -k))
+        picks.append((i, left.pop(i)))
+        (a, b) = segments[i]
+        for j in list(left):
+            (c, d) = segments[j]
+            inter = max(0.0, min(b, d) - max(a, c))
+            overlap = inter / ((b - a + EPS) + (d - c + EPS) - inter)
+            if method == "gaussian":
+                left[j] *= math.exp(-overlap * overlap / sigma)
+            elif overlap >= iou_threshold:
+                left[j] *= 1 - overlap if method == "linear" else 0.0
+            if left[j] < min_score:
+                del left[j]
+    return picks
+
+
+def suppress(
     segments: Tensor,
     scores: Tensor,
+    labels: Tensor | None = None,
     *,
+    method: str,
     iou_threshold: float,
     sigma: float,
     min_score: float,
-    method: str = "gaussian",
     max_seg_num: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Repeatedly take the highest score and decay the others; returns (indices ``[M]``, decayed scores ``[M]``).
+    """Picks of one recording, each class on its own (``labels`` ``[N]``, None: one class), by falling score.
 
-    Gaussian: ``s * exp(-o^2 / sigma)``; linear: ``s * (1 - o)`` where ``o >= iou_threshold``; hard: ``0`` there. What
-    falls below ``min_score`` is removed; the first pick is never tested. ``max_seg_num`` <= 0: no cap.
+    Repeatedly take the highest score and decay the others. Gaussian: ``s * exp(-o^2 / sigma)``; linear: ``s * (1 - o)`` where
+    ``o >= iou_threshold``; zero: ``0`` there. What falls below ``min_score`` is removed; the first pick is never tested.
+    "hard" and "diou" remove what overlaps; if ``min_score`` > 0 only scores above it count. ``max_seg_num`` <= 0: no cap.
+
+    Returns:
+        indices ``[M]``, scores when picked ``[M]``.
     """
-    decay = _decay(method, iou_threshold, sigma, min_score)
-    picks = _suppress(segments[None], scores[None], decay, max_seg_num, 0)
-    return picks.candidate, picks.score
+    hard = method in HARD
+    groups = torch.zeros_like(scores, dtype=torch.long) if labels is None else labels
+    rows = _rows(groups, scores, min_score if hard else 0.0)
+    padded = torch.where(rows >= 0, scores[rows.clamp(min=0)], -torch.inf)
+    decay = _remove(iou_threshold) if hard else _decay(method, iou_threshold, sigma, min_score)
+    picks = _suppress(
+        segments[rows.clamp(min=0)], padded, decay, max_seg_num, 0 if labels is None else max_seg_num,
+        "diou" if method == "diou" else "iou",
+    )  # fmt: skip
+    index, score = rows[picks.row, picks.candidate], picks.score
+    if labels is not None:
+        order = score.argsort(descending=True, stable=True)
+        order = order[:max_seg_num] if max_seg_num > 0 else order
+        index, score = index[order], score[order]
+    return index, score
+
+
+def soft_nms(segments: Tensor, scores: Tensor, **rule: Any) -> tuple[Tensor, Tensor]:
+    """:func:`suppress` of one class; method "gaussian" unless given."""
+    return suppress(segments, scores, **{"method": "gaussian", **rule})
 
 
 def nms(
-    segments: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    *,
-    min_score: float = 0.0,
-    max_seg_num: int = 0,
+    segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: float = 0.0, max_seg_num: int = 0,
     overlap: str = "iou",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Indices ``[M]`` kept by hard suppression, by falling score; with ``min_score`` > 0 only scores above it count.
 
     ``overlap`` "diou": the IoU less the squared distance of the centres over the length of the hull (Zheng et al. 2020).
     """
-    considered = (scores > min_score).nonzero().squeeze(1) if min_score > 0 else torch.arange(len(scores))
-    considered = considered.to(scores.device)
-    picks = _suppress(
-        segments[considered][None], scores[considered][None], _remove(iou_threshold), max_seg_num, 0, overlap
-    )
-    return considered[picks.candidate]
+    return suppress(
+        segments, scores, method="diou" if overlap == "diou" else "hard", iou_threshold=iou_threshold, sigma=1.0,
+        min_score=min_score, max_seg_num=max_seg_num,
+    )[0]  # fmt: skip
 
 
 def batched_nms(
@@ -82,48 +125,46 @@ def batched_nms(
     sigma: float = 0.5,
     voting_thresh: float = 0.75,
     per_class_voting: bool = False,
+    vote_weight: str = "score_iou",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Suppress, vote, sort by falling score, cut to ``max_seg_num``. ``method``: "gaussian", "linear", "hard" or "diou"."""
-    if segments.shape[0] == 0:
-        return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0)
-    rows = _rows(labels if multiclass else torch.zeros_like(labels), scores, min_score if method in HARD else 0.0)
-    padded = torch.where(rows >= 0, scores[rows.clamp(min=0)], -torch.inf)
-    decay = _remove(iou_threshold) if method in HARD else _decay(method, iou_threshold, sigma, min_score)
-    overlap = "diou" if method == "diou" else "iou"
-    picks = _suppress(segments[rows.clamp(min=0)], padded, decay, max_seg_num, max_seg_num, overlap)
-    kept = rows[picks.row, picks.candidate]
-    new_segments, new_scores, new_labels = segments[kept], picks.score, labels[kept]
+    """Suppress, vote, sort by falling score, cut to ``max_seg_num``. ``method``: of METHODS."""
+    index, score = suppress(
+        segments, scores, labels if multiclass else torch.zeros_like(labels), method=method, sigma=sigma,
+        iou_threshold=iou_threshold, min_score=min_score, max_seg_num=max_seg_num,
+    )  # fmt: skip
+    kept = segments[index]
     if voting_thresh > 0 and (per_class_voting or not multiclass):
-        voters = labels if per_class_voting else None
-        new_segments = vote_segments(new_segments, segments, scores, voting_thresh, new_labels, voters)
-    order = new_scores.argsort(descending=True, stable=True)[: min(max_seg_num, new_scores.shape[0])]
-    return new_segments[order], new_scores[order], new_labels[order]
+        classes = (labels[index], labels) if per_class_voting else (None, None)
+        kept = vote_segments(kept, segments, scores, voting_thresh, *classes, weight=vote_weight)
+    return kept[:max_seg_num], score[:max_seg_num], labels[index][:max_seg_num]
 
 
-def batched_nms_many(
-    segments: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, *settings: float, **more: object
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`batched_nms` of recordings one after the other, ``counts`` ``[R]`` candidates each; ``[R]`` results each."""
-    parts = zip(*(x.split(counts.tolist()) for x in (segments, scores, labels)), strict=True)
-    found = [batched_nms(*part, *settings, **more) for part in parts]  # type: ignore[arg-type]
-    if not found:
-        return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0), counts
-    made = torch.tensor([len(part[1]) for part in found], device=counts.device)
-    return torch.cat([p[0] for p in found]), torch.cat([p[1] for p in found]), torch.cat([p[2] for p in found]), made
+def best_picks(index: Tensor, score: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The best ``limit`` of tables ``[R, C, K]`` of each recording by falling score, ties by class, then order of picking.
+
+    Returns index (-1: none) and score (-inf: none) ``[R, limit]``, all on the device.
+    """
+    score, order = score.flatten(1).sort(dim=1, descending=True, stable=True)
+    score, order = score[:, :limit], order[:, :limit]
+    return index.flatten(1).gather(1, order), score
 
 
 def vote_segments(
-    kept: Tensor, segments: Tensor, scores: Tensor, threshold: float, kept_labels: Tensor, labels: Tensor | None = None
-) -> Tensor:
-    """Each kept segment becomes the mean of all candidates with IoU >= ``threshold``, weighted by score times IoU.
+    kept: Tensor, segments: Tensor, scores: Tensor, threshold: float, kept_labels: Tensor | None = None,
+    labels: Tensor | None = None, *, weight: str = "score_iou",
+) -> Tensor:  # fmt: skip
+    """Each kept segment becomes the mean of all candidates with IoU >= ``threshold``, weighted by score (times IoU).
 
-    With ``labels`` only candidates of the same class vote. A kept segment of no length has no IoU: its row is NaN.
+    ``kept`` ``[..., M, 2]``, ``segments`` ``[..., N, 2]``, ``scores`` ``[..., N]``. With labels only candidates of the same
+    class vote. A kept segment of no length has no IoU: its row is NaN.
     """
     iou = segment_iou(kept, segments)
-    weight = (iou >= threshold).to(scores.dtype) * scores[None] * iou
-    if labels is not None:
-        weight = weight * (kept_labels[:, None] == labels[None])
-    return (weight / weight.sum(1, keepdim=True)) @ segments
+    votes = (iou >= threshold).to(scores.dtype) * scores[..., None, :]
+    if weight == "score_iou":
+        votes = votes * iou
+    if labels is not None and kept_labels is not None:
+        votes = votes * (kept_labels[..., :, None] == labels[..., None, :])
+    return (votes / votes.sum(-1, keepdim=True)) @ segments
 
 
 def _exp(x: Tensor) -> Tensor:
@@ -181,9 +222,9 @@ def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: i
     limit = min(cap, count) if cap > 0 else count
     start, end = segments[..., 0], segments[..., 1]
     length = end - start + EPS
-    live = scores.clone()
+    left = scores.clone()
     for step in range(limit if rows else 0):
-        best, index = live.max(dim=1, keepdim=True)
+        best, index = left.max(dim=1, keepdim=True)
         if step % CHECK_EVERY == 0 and _finished(best, picked_score, total):
             break
         picked_index.append(index)
@@ -192,8 +233,8 @@ def _suppress(segments: Tensor, scores: Tensor, decay: Decay, cap: int, total: i
         overlap = overlap / (length.gather(1, index) + length - overlap)
         if measure == "diou":
             overlap = overlap - _squared_distance(start, end, start.gather(1, index), end.gather(1, index))
-        gone = live == -torch.inf  # stays so, whatever the decay makes of 0 * inf
-        live = decay(overlap, live).masked_fill_(gone, -torch.inf).scatter_(1, index, -torch.inf)
+        gone = left == -torch.inf  # stays so, whatever the decay makes of 0 * inf
+        left = decay(overlap, left).masked_fill_(gone, -torch.inf).scatter_(1, index, -torch.inf)
     if not picked_index:
         nothing = torch.zeros(0, dtype=torch.long, device=scores.device)
         return _Picks(nothing, nothing, scores.new_zeros(0))

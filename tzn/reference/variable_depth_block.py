@@ -1,4 +1,7 @@
-"""Definition of the variable-depth transformer block (DESIGN section 2), compacted so that inactive tokens cost nothing."""
+"""Definition of the variable-depth transformer block (docs/design.md section 2).
+
+First the plain formula; below it the same compacted, so that inactive tokens cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tzn.reference.depth import ActiveTokens, active_tokens
-from tzn.reference.local_attention import packed_local_attention
+from tzn.reference.active_tokens import ActiveTokens, active_tokens
+from tzn.reference.local_attention import local_attention, packed_local_attention, times
 
 NORM_EPS = 1e-5
 
@@ -34,6 +37,27 @@ class BlockWeights(NamedTuple):
     down_bias: Tensor  # [D]
 
 
+def dense_variable_depth_block(x: Tensor, gate: Tensor, w: BlockWeights, mask: Tensor) -> Tensor:
+    """The formula with everything computed and then gated: y = x + g * Attn(LN1 x), z = y + g * MLP(LN2 y).
+
+    ``x`` ``[B, T, D]``, ``gate`` ``[B, T]`` >= 0, ``mask`` ``[B, T]`` bool.
+    """
+    heads, window = w.position_bias.shape
+
+    def split(rows: Tensor) -> Tensor:  # [B, T, D] -> [B, H, T, D / H]
+        return rows.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    normed = F.layer_norm(x, x.shape[-1:], w.norm1_weight, w.norm1_bias, NORM_EPS)
+    query = F.linear(normed, w.query_weight, w.query_bias)
+    key, value = F.linear(normed, w.key_value_weight, w.key_value_bias).chunk(2, dim=-1)
+    attended = local_attention(split(query), split(key), split(value), window, mask=mask, bias=w.position_bias)
+    g = (gate * mask).unsqueeze(-1).to(x.dtype)
+    y = x + g * F.linear(attended.transpose(1, 2).flatten(2), w.output_weight, w.output_bias)
+    normed = F.layer_norm(y, x.shape[-1:], w.norm2_weight, w.norm2_bias, NORM_EPS)
+    hidden = F.gelu(F.linear(normed, w.up_weight, w.up_bias))
+    return y + g * F.linear(hidden, w.down_weight, w.down_bias)
+
+
 def variable_depth_block(
     x: Tensor,
     gate: Tensor | None,
@@ -42,7 +66,7 @@ def variable_depth_block(
     mask: Tensor | None = None,
     tokens: ActiveTokens | None = None,
 ) -> Tensor:
-    """y = x + g * Attn(LN1 x), z = y + g * MLP(LN2 y) on the active rows of ``x`` ``[B, T, D]``; the others are copied.
+    """The same on the active rows of ``x`` ``[B, T, D]`` alone; the others are copied.
 
     ``gate`` is ``[B, T]`` (None: 1 everywhere), ``tokens`` the rows of ``active_tokens(gate, window, mask)`` when known.
     """
@@ -52,6 +76,7 @@ def variable_depth_block(
         ones = torch.ones(batch, steps, device=x.device) if gate is None else gate
         tokens = active_tokens(ones, window, mask)
     active, halo = tokens
+    linear = weights.query_weight.dtype  # of the products; another one than the residual stream's under autocast
     rows = x.reshape(batch * steps, width)
     if active.numel() == 0:
         return x.clone()
@@ -60,24 +85,23 @@ def variable_depth_block(
 
     normed = F.layer_norm(
         rows if all_halo else rows[halo], (width,), weights.norm1_weight, weights.norm1_bias, NORM_EPS
-    )
+    ).to(linear)
     slot = torch.arange(active.numel(), device=x.device) if all_active else torch.searchsorted(halo, active)
     query = F.linear(normed if all_active else normed[slot], weights.query_weight, weights.query_bias)
     key, value = F.linear(normed, weights.key_value_weight, weights.key_value_bias).chunk(2, dim=-1)
-    # A gap of one radius between recordings keeps their windows apart on the flattened time axis.
-    position = halo + (halo // max(steps, 1)) * (window // 2)
+    position = times(halo, steps, window // 2)
     split = (-1, heads, width // heads)
     attended = packed_local_attention(
         query.view(split), key.view(split), value.view(split), window,
         slot=slot, position=position, bias=weights.position_bias,
     )  # fmt: skip
-    branch = F.linear(attended.reshape(-1, width), weights.output_weight, weights.output_bias)
+    branch = F.linear(attended.reshape(-1, width), weights.output_weight, weights.output_bias).to(x.dtype)
     everything = all_halo and all_active
     current = rows if everything else rows[active]
     scale = None if gate is None else gate.reshape(-1, 1)[active].to(x.dtype)
     y = current + (branch if scale is None else scale * branch)
-    hidden = F.layer_norm(y, (width,), weights.norm2_weight, weights.norm2_bias, NORM_EPS)
+    hidden = F.layer_norm(y, (width,), weights.norm2_weight, weights.norm2_bias, NORM_EPS).to(linear)
     hidden = F.gelu(F.linear(hidden, weights.up_weight, weights.up_bias))
-    branch = F.linear(hidden, weights.down_weight, weights.down_bias)
+    branch = F.linear(hidden, weights.down_weight, weights.down_bias).to(x.dtype)
     z = y + (branch if scale is None else scale * branch)
     return (z if everything else rows.index_copy(0, active, z)).view(batch, steps, width)

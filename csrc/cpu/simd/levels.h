@@ -1,11 +1,11 @@
 // Compiles the file TZN_KERNELS once per instruction set, each copy in a namespace of its own, and picks one at run time.
 //
 //   #define TZN_KERNELS "layer_norm_kernels.h"
-//   #include "simd_levels.h"
+//   #include "simd/levels.h"
 //   ... TZN_DISPATCH(function<T>(arguments));   // tzn::avx512::function, tzn::avx2::function or tzn::portable::function
 //
 // target_clones would not do: GCC breaks explicit vectors down to the base instruction set before it clones a function.
-#include "simd_level.h"
+#include "level.h"
 
 #if TZN_X86_LEVELS
 #pragma GCC push_options

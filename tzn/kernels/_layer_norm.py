@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels.compaction import TokenLists
-from tzn.kernels.launch import accumulator
+from tzn.kernels._launch import accumulator
+from tzn.kernels.active_tokens import TokenLists
 
 EPS = tl.constexpr(1e-5)
 ROWS = 4

@@ -48,14 +48,17 @@ def check_floating(name: str, tensor: Tensor) -> None:
         fail(name, str(tensor.dtype), "a floating-point tensor")
 
 
-def check_mask(name: str, mask: Tensor | None, batch: int, steps: int, device: torch.device) -> None:
+def check_mask(name: str, mask: Tensor | None, batch: int | None, steps: int, device: torch.device) -> None:
+    """``[B, T]`` bool, or ``[N]`` where there is no batch."""
     if mask is None:
         return
     check_tensor(name, mask)
     if mask.dtype != torch.bool:
         fail(name, str(mask.dtype), "torch.bool (True = valid)")
-    if mask.shape != (batch, steps):
-        fail(name, f"shape {tuple(mask.shape)}", f"[B, T] = [{batch}, {steps}]")
+    if mask.shape != ((steps,) if batch is None else (batch, steps)):
+        fail(
+            name, f"shape {tuple(mask.shape)}", f"[N] = [{steps}]" if batch is None else f"[B, T] = [{batch}, {steps}]"
+        )
     check_device(name, mask, device)
 
 

@@ -1,7 +1,7 @@
 // Which instruction set this machine has; TZN_SIMD=portable|avx2|avx512 in the environment lowers the choice.
 #pragma once
 
-#include "common.h"
+#include "../common.h"
 
 #include <cstdlib>
 #include <cstring>

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from tzn.kernels import launch
+from tzn.kernels import _launch as launch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

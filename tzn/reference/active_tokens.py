@@ -1,10 +1,9 @@
-"""Definition of the depth gates and of which tokens a variable-depth layer touches (DESIGN section 2)."""
+"""Definition of which tokens a variable-depth layer touches (docs/design.md section 2)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,12 +17,6 @@ class ActiveTokens(NamedTuple):
 
     active: Tensor  # [A] int64
     halo: Tensor  # [S] int64
-
-
-def depth_gates(tau: Tensor, num_layers: int) -> Tensor:
-    """g_l(tau) = clamp(L * tau - l, 0, 1) for l = 0 … L - 1, stacked in a new last dimension."""
-    layer = torch.arange(num_layers, device=tau.device, dtype=tau.dtype)
-    return (num_layers * tau.unsqueeze(-1) - layer).clamp(0, 1)
 
 
 def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> ActiveTokens:

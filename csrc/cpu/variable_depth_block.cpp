@@ -1,8 +1,8 @@
 // What surrounds the matrix products of a variable-depth block; one pass over the rows each, and no dense temporaries.
-#include "token_rows.h"
+#include "variable_depth_block.h"
 
-#define TZN_KERNELS "token_rows_kernels.h"
-#include "simd_levels.h"
+#define TZN_KERNELS "variable_depth_block_kernels.h"
+#include "simd/levels.h"
 
 namespace tzn {
 namespace {
@@ -81,13 +81,14 @@ template <typename Scalar> void run_gate_backward(const GateBackwardTask<Scalar>
   TZN_DISPATCH(gate_backward<Scalar>(task, begin, end))
 }
 
+// Of `capacity` rows the first are written, one for each index.
 struct Normed {
   Tensor y, out, stats;
 };
 
 Normed normalize(
     const Tensor& x, const std::optional<Tensor>& index, const std::optional<Tensor>& branch,
-    const std::optional<Tensor>& gate, const Tensor& weight, const Tensor& bias, double eps) {
+    const std::optional<Tensor>& gate, const Tensor& weight, const Tensor& bias, double eps, int64_t capacity) {
   check(x.dim() == 2, "x", "[N, D]");
   check_rows(x, x, -1, "x");
   const int64_t rows = index ? index->size(0) : x.size(0), width = x.size(1);
@@ -95,9 +96,10 @@ Normed normalize(
   if (branch) check_rows(*branch, x, rows, "branch");
   if (gate) check_vector(*gate, x, x.size(0), "gate");
   check_vector(weight, x, width, "weight"), check_vector(bias, x, width, "bias");
+  check(capacity >= rows, "capacity", "at least as many rows as are chosen");
   Normed found{
-      torch::stable::new_empty(x, {branch ? rows : 0, width}), torch::stable::new_empty(x, {rows, width}),
-      torch::stable::new_empty(x, {rows, 2}, accumulate_of(x))};
+      torch::stable::new_empty(x, {branch ? capacity : 0, width}), torch::stable::new_empty(x, {capacity, width}),
+      torch::stable::new_empty(x, {capacity, 2}, accumulate_of(x))};
   of_dtype(x, "x", [&](auto tag) {
     using Scalar = decltype(tag);
     using F = Accumulate<Scalar>;
@@ -111,14 +113,15 @@ Normed normalize(
 }
 
 std::tuple<Tensor, Tensor> gather_layer_norm(
-    Tensor x, std::optional<Tensor> index, Tensor weight, Tensor bias, double eps) {
-  const Normed found = normalize(x, index, std::nullopt, std::nullopt, weight, bias, eps);
+    Tensor x, std::optional<Tensor> index, Tensor weight, Tensor bias, double eps, int64_t capacity) {
+  const Normed found = normalize(x, index, std::nullopt, std::nullopt, weight, bias, eps, capacity);
   return {found.out, found.stats};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gated_add_layer_norm(
-    Tensor x, std::optional<Tensor> index, Tensor branch, std::optional<Tensor> gate, Tensor weight, Tensor bias, double eps) {
-  const Normed found = normalize(x, index, branch, gate, weight, bias, eps);
+    Tensor x, std::optional<Tensor> index, Tensor branch, std::optional<Tensor> gate, Tensor weight, Tensor bias, double eps,
+    int64_t capacity) {
+  const Normed found = normalize(x, index, branch, gate, weight, bias, eps, capacity);
   return {found.y, found.out, found.stats};
 }
 
@@ -195,10 +198,10 @@ std::tuple<Tensor, Tensor> gate_backward_rows(
 }  // namespace tzn
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
-  m.def("gather_layer_norm(Tensor x, Tensor? index, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)");
+  m.def("gather_layer_norm(Tensor x, Tensor? index, Tensor weight, Tensor bias, float eps, int capacity) -> (Tensor, Tensor)");
   m.def(
       "gated_add_layer_norm(Tensor x, Tensor? index, Tensor branch, Tensor? gate, Tensor weight, Tensor bias, "
-      "float eps) -> (Tensor, Tensor, Tensor)");
+      "float eps, int capacity) -> (Tensor, Tensor, Tensor)");
   m.def(
       "layer_norm_backward(Tensor grad, Tensor x, Tensor? index, Tensor weight, Tensor stats, Tensor(a!) dx) "
       "-> (Tensor, Tensor)");

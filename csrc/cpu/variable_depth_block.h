@@ -1,9 +1,9 @@
-// Rows of chosen tokens: gather with LayerNorm, gated residual, scatter, and their gradients (tzn/ops/native_block.py).
+// Rows of chosen tokens: gather with LayerNorm, gated residual, scatter, and their gradients (tzn/ops/variable_depth_block.py).
 //
 // `index` picks rows of the [N, D] residual stream in ascending order; without it all rows are meant.
 #pragma once
 
-#include "simd_level.h"
+#include "simd/level.h"
 
 #include <algorithm>
 #include <cmath>

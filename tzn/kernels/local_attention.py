@@ -1,0 +1,395 @@
+"""Variable-depth local attention, forward and backward.
+
+    out_i = sum_j softmax_j(q_i . k_j / sqrt(D) + bias[j - i + r]) v_j     over halo tokens j with |i - j| <= r
+
+Tile picture (one program = one head, BLOCK_M consecutive *active* queries in time order):
+
+    active   . . [q0 q1 . . q63] . . .        first - r        last + r     at most r halo tokens lie within r steps
+    halo     . . . [k . . . . . . . . k] . . .    |---- span ----|          before a query, so the span of keys is
+                                                                             halo[slot(first) - r : slot(last) + r + 1]
+
+The span is streamed BLOCK_N keys at a time with an online softmax in float32. Gaps between clusters of active tokens are
+not in the halo, so they are never read: work follows the active tokens wherever they lie.
+Reads q once, k and v once per tile that sees them (1 + (w - 1) / BLOCK_M times with dense queries), writes out and two
+float32 per query and head for the backward pass: the row's largest score in units of log 2, and one over its sum.
+Rows lie either dense as [B, H, T, D] with any strides, or PACKED: query i and key j of the lists at row i and row j.
+
+Backward: deterministic, without atomics.
+With P = softmax(S), dP = dO V^T and delta = rowsum(dO * O):   dS = P * (dP - delta),   dV = P^T dO,   dK = dS^T Q / sqrt(D),
+dQ = dS K / sqrt(D),   dbias[o] = sum of dS over pairs with offset o.
+
+First pass, owned by tiles of queries (as in the forward pass): delta, dQ, and the tile's share of dbias, which a sum in fixed
+order over tiles completes. Second pass, owned by tiles of BLOCK_N halo keys: at most r active tokens lie within r steps
+before a key, so its queries are active[near(first) - r : near(last) + r + 1], streamed BLOCK_M at a time.
+P is rebuilt as exp2(S - largest) * (1 / sum), the forward pass's own arithmetic: exp2(S - log-sum-exp) rounds once more,
+which tripled the error of dV (2026-11). Each pass reads q, k, v, dO once per tile that sees them; nothing of size w is
+written but H * w bias sums per tile.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tzn.kernels._launch import accumulator, block_width, launch, precision
+from tzn.kernels.active_tokens import TokenLists
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def row_offsets(token, row, stride_b, stride_t, steps, PACKED: tl.constexpr):
+    """Where rows start, in elements, 64 bits wide."""
+    if PACKED:
+        return row.to(tl.int64) * stride_t
+    return (token // steps).to(tl.int64) * stride_b + (token % steps).to(tl.int64) * stride_t
+
+
+@triton.jit
+def token_and_time(
+    list_ptr, time_ptr, row, live, steps, radius, SUBSET: tl.constexpr, HAS_TIME: tl.constexpr
+):  # fmt: skip
+    """Token of a list's row, and its time with a gap of one radius between recordings, which keeps them apart."""
+    token = row
+    if SUBSET:
+        token = tl.load(list_ptr + row, mask=live, other=0)
+    if HAS_TIME:
+        return token, tl.load(time_ptr + token, mask=live, other=0)
+    return token, token + (token // steps) * radius
+
+
+@triton.jit
+def load_rows(ptr, offsets, live, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    column = tl.arange(0, BLOCK_D)
+    if D == BLOCK_D:
+        return tl.load(ptr + offsets[:, None] + column[None, :], mask=live[:, None], other=0.0)
+    return tl.load(ptr + offsets[:, None] + column[None, :], mask=live[:, None] & (column[None, :] < D), other=0.0)
+
+
+@triton.jit
+def store_rows(ptr, offsets, values, live, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    column = tl.arange(0, BLOCK_D)
+    values = values.to(ptr.dtype.element_ty)
+    if D == BLOCK_D:
+        tl.store(ptr + offsets[:, None] + column[None, :], values, mask=live[:, None])
+    else:
+        tl.store(ptr + offsets[:, None] + column[None, :], values, mask=live[:, None] & (column[None, :] < D))
+
+
+@triton.jit
+def attention_scores(
+    q, k, bias_ptr, head, offset, allowed, radius,
+    SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores of [M, N] pairs in units of log 2, -inf where a pair is not allowed; ``offset`` is key minus query time."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2_E)
+    if HAS_BIAS:
+        place = bias_ptr + head * (2 * radius + 1) + offset + radius
+        scores += tl.load(place, mask=allowed, other=0.0).to(ACC) * LOG2_E
+    return tl.where(allowed, scores, float("-inf"))
+
+
+@triton.jit
+def store_statistics(ptr, head, tokens, row, largest, share, live):
+    """Rows of ``[2, H, N]``; one program per head."""
+    place = ptr + head * tokens + row
+    tl.store(place, largest, mask=live)
+    tl.store(place + tl.num_programs(1).to(tl.int64) * tokens, share, mask=live)
+
+
+@triton.jit
+def load_statistics(ptr, head, tokens, row, live):
+    place = ptr + head * tokens + row
+    largest = tl.load(place, mask=live, other=0.0)
+    return largest, tl.load(place + tl.num_programs(1).to(tl.int64) * tokens, mask=live, other=0.0)
+
+
+@triton.jit
+def attention_forward_kernel(
+    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, stats_ptr, active_ptr, halo_ptr, slot_ptr, counts_ptr, time_ptr,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+    stride_ob, stride_oh, stride_ot, steps, tokens, radius,
+    D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0) * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
+    queries = tokens
+    keys = tokens
+    if SUBSET:
+        queries = tl.load(counts_ptr)
+        keys = tl.load(counts_ptr + 1)
+    if first >= queries:
+        return
+    last = tl.minimum(first + BLOCK_M, queries) - 1
+    low = first
+    high = last
+    if SUBSET:
+        low = tl.load(slot_ptr + first)
+        high = tl.load(slot_ptr + last)
+    low = tl.maximum(low - radius, 0)
+    high = tl.minimum(high + radius + 1, keys)
+
+    row = first + tl.arange(0, BLOCK_M)
+    live = row < queries
+    token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
+    q_rows = row_offsets(token, row, stride_qb, stride_qt, steps, PACKED)
+    q = load_rows(q_ptr + head * stride_qh, q_rows, live, D, BLOCK_D)
+    largest = tl.full([BLOCK_M], float("-inf"), ACC)
+    total = tl.zeros([BLOCK_M], ACC)
+    out = tl.zeros([BLOCK_M, BLOCK_D], ACC)
+    for start in range(low, high, BLOCK_N):
+        key_row = start + tl.arange(0, BLOCK_N)
+        key_live = key_row < high
+        key_token, key_time = token_and_time(halo_ptr, time_ptr, key_row, key_live, steps, radius, SUBSET, HAS_TIME)
+        k_rows = row_offsets(key_token, key_row, stride_kb, stride_kt, steps, PACKED)
+        k = load_rows(k_ptr + head * stride_kh, k_rows, key_live, D, BLOCK_D)
+        offset = key_time[None, :] - time[:, None]
+        allowed = (offset <= radius) & (offset >= -radius) & key_live[None, :] & live[:, None]
+        scores = attention_scores(q, k, bias_ptr, head, offset, allowed, radius, SCALE, HAS_BIAS, ACC, PRECISION)
+        raised = tl.maximum(largest, tl.max(scores, 1))
+        shift = tl.where(raised == float("-inf"), 0.0, raised)  # a row that has met none of its keys yet
+        weights = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2(largest - shift)
+        v_rows = row_offsets(key_token, key_row, stride_vb, stride_vt, steps, PACKED)
+        v = load_rows(v_ptr + head * stride_vh, v_rows, key_live, D, BLOCK_D)
+        total = total * shrink + tl.sum(weights, 1)
+        out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
+        largest = raised
+    # Every live query met itself; only the rows past the count have an empty sum.
+    total = tl.where(live, total, 1.0)
+    o_rows = row_offsets(token, row, stride_ob, stride_ot, steps, PACKED)
+    share = 1.0 / total
+    store_rows(out_ptr + head * stride_oh, o_rows, out * share[:, None], live, D, BLOCK_D)
+    store_statistics(stats_ptr, head, tokens, row, largest, share, live)
+
+
+def row_strides(x: Tensor) -> tuple[int, int, int]:
+    """(batch, head, row) strides of dense ``[B, H, T, D]`` or packed ``[N, H, D]`` rows with D innermost."""
+    if x.dim() == 4:
+        return x.stride(0), x.stride(1), x.stride(2)
+    return 0, x.stride(1), x.stride(0)
+
+
+def heads_and_width(x: Tensor) -> tuple[int, int]:
+    return (x.shape[1], x.shape[3]) if x.dim() == 4 else (x.shape[1], x.shape[2])
+
+
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lists: TokenLists | None, steps: int, window: int, out: Tensor,
+    time: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Fills the active rows of ``out``; returns each row's largest score and 1 / sum ``[2, H, N]`` (row i: active token i).
+
+    ``q``, ``k``, ``v``, ``out``: ``[B, H, T, D]``, or packed ``[N, H, D]`` in the order of ``lists``; D innermost.
+    ``lists`` None: every token is active. ``time`` ``[N]`` int32: times of the tokens, where recordings of unequal length
+    lie one after the other in one long one; windows are measured on them.
+    """
+    heads, width = heads_and_width(q)
+    tokens = q.shape[0] * q.shape[2] if q.dim() == 4 else q.shape[0]
+    acc = accumulator(q.dtype)
+    stats = torch.empty(2, heads, tokens, dtype=acc.torch, device=q.device)
+    if tokens == 0:
+        return stats
+    stand_in = stats
+    pointers = (stand_in,) * 4 if lists is None else (lists.active, lists.halo, lists.slot, lists.counts)
+
+    def run(config: dict[str, int]) -> None:
+        grid = (triton.cdiv(tokens, config["BLOCK_M"]), heads)
+        attention_forward_kernel[grid](
+            q, k, v, stand_in if bias is None else bias, out, stats, *pointers, stand_in if time is None else time,
+            *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(out), steps, tokens, window // 2,
+            D=width, SCALE=width**-0.5, PACKED=q.dim() == 3, SUBSET=lists is not None, HAS_TIME=time is not None,
+            HAS_BIAS=bias is not None,
+            ACC=acc.triton, PRECISION=precision(q.dtype), BLOCK_D=block_width(width), **config,
+        )  # fmt: skip
+
+    launch("attention_forward", q.dtype, block_width(width), run, q.device)
+    return stats
+
+
+@triton.jit
+def attention_backward_queries_kernel(
+    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, grad_ptr, stats_ptr, delta_ptr, dq_ptr, dbias_ptr,
+    active_ptr, halo_ptr, slot_ptr, counts_ptr, time_ptr,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+    stride_ob, stride_oh, stride_ot, stride_gb, stride_gh, stride_gt, stride_db, stride_dh, stride_dt,
+    steps, tokens, radius,
+    D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    first = tile * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
+    queries = tokens
+    keys = tokens
+    if SUBSET:
+        queries = tl.load(counts_ptr)
+        keys = tl.load(counts_ptr + 1)
+    offsets_of_bias = tl.arange(0, BLOCK_W)
+    dbias = tl.zeros([BLOCK_W], ACC)
+    share = dbias_ptr + (tile.to(tl.int64) * tl.num_programs(1) + head) * (2 * radius + 1) + offsets_of_bias
+    if first >= queries:
+        if HAS_BIAS:
+            tl.store(share, dbias, mask=offsets_of_bias <= 2 * radius)
+        return
+    last = tl.minimum(first + BLOCK_M, queries) - 1
+    low = first
+    high = last
+    if SUBSET:
+        low = tl.load(slot_ptr + first)
+        high = tl.load(slot_ptr + last)
+    low = tl.maximum(low - radius, 0)
+    high = tl.minimum(high + radius + 1, keys)
+
+    row = first + tl.arange(0, BLOCK_M)
+    live = row < queries
+    token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
+    q_rows = row_offsets(token, row, stride_qb, stride_qt, steps, PACKED)
+    q = load_rows(q_ptr + head * stride_qh, q_rows, live, D, BLOCK_D)
+    g_rows = row_offsets(token, row, stride_gb, stride_gt, steps, PACKED)
+    grad = load_rows(grad_ptr + head * stride_gh, g_rows, live, D, BLOCK_D)
+    o_rows = row_offsets(token, row, stride_ob, stride_ot, steps, PACKED)
+    out = load_rows(out_ptr + head * stride_oh, o_rows, live, D, BLOCK_D)
+    delta = tl.sum(out.to(ACC) * grad.to(ACC), 1)
+    per_head = head.to(tl.int64) * tokens + row
+    tl.store(delta_ptr + per_head, delta, mask=live)
+    largest, normalize = load_statistics(stats_ptr, head, tokens, row, live)
+    dq = tl.zeros([BLOCK_M, BLOCK_D], ACC)
+    for start in range(low, high, BLOCK_N):
+        key_row = start + tl.arange(0, BLOCK_N)
+        key_live = key_row < high
+        key_token, key_time = token_and_time(halo_ptr, time_ptr, key_row, key_live, steps, radius, SUBSET, HAS_TIME)
+        k_rows = row_offsets(key_token, key_row, stride_kb, stride_kt, steps, PACKED)
+        k = load_rows(k_ptr + head * stride_kh, k_rows, key_live, D, BLOCK_D)
+        v_rows = row_offsets(key_token, key_row, stride_vb, stride_vt, steps, PACKED)
+        v = load_rows(v_ptr + head * stride_vh, v_rows, key_live, D, BLOCK_D)
+        offset = key_time[None, :] - time[:, None]
+        allowed = (offset <= radius) & (offset >= -radius) & key_live[None, :] & live[:, None]
+        scores = attention_scores(q, k, bias_ptr, head, offset, allowed, radius, SCALE, HAS_BIAS, ACC, PRECISION)
+        weights = tl.exp2(scores - largest[:, None]) * normalize[:, None]
+        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        dscores = weights * (dweights - delta[:, None])
+        dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
+        if HAS_BIAS:
+            for place in range(0, 2 * radius + 1):
+                along = tl.sum(tl.sum(tl.where(offset == place - radius, dscores, 0.0), 1), 0)
+                dbias += tl.where(offsets_of_bias == place, along, 0.0)
+    d_rows = row_offsets(token, row, stride_db, stride_dt, steps, PACKED)
+    store_rows(dq_ptr + head * stride_dh, d_rows, dq * SCALE, live, D, BLOCK_D)
+    if HAS_BIAS:
+        tl.store(share, dbias, mask=offsets_of_bias <= 2 * radius)
+
+
+@triton.jit
+def attention_backward_keys_kernel(
+    q_ptr, k_ptr, v_ptr, bias_ptr, grad_ptr, stats_ptr, delta_ptr, dk_ptr, dv_ptr,
+    active_ptr, halo_ptr, near_ptr, counts_ptr, time_ptr,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+    stride_gb, stride_gh, stride_gt, stride_db, stride_dh, stride_dt, stride_eb, stride_eh, stride_et,
+    steps, tokens, radius,
+    D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0) * BLOCK_N
+    head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
+    queries = tokens
+    keys = tokens
+    if SUBSET:
+        queries = tl.load(counts_ptr)
+        keys = tl.load(counts_ptr + 1)
+    if first >= keys:
+        return
+    last = tl.minimum(first + BLOCK_N, keys) - 1
+    low = first
+    high = last
+    if SUBSET:
+        low = tl.load(near_ptr + first)
+        high = tl.load(near_ptr + last)
+    low = tl.maximum(low - radius, 0)
+    high = tl.minimum(high + radius + 1, queries)
+
+    key_row = first + tl.arange(0, BLOCK_N)
+    key_live = key_row < keys
+    key_token, key_time = token_and_time(halo_ptr, time_ptr, key_row, key_live, steps, radius, SUBSET, HAS_TIME)
+    k_rows = row_offsets(key_token, key_row, stride_kb, stride_kt, steps, PACKED)
+    k = load_rows(k_ptr + head * stride_kh, k_rows, key_live, D, BLOCK_D)
+    v_rows = row_offsets(key_token, key_row, stride_vb, stride_vt, steps, PACKED)
+    v = load_rows(v_ptr + head * stride_vh, v_rows, key_live, D, BLOCK_D)
+    dk = tl.zeros([BLOCK_N, BLOCK_D], ACC)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], ACC)
+    for start in range(low, high, BLOCK_M):
+        row = start + tl.arange(0, BLOCK_M)
+        live = row < high
+        token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
+        q_rows = row_offsets(token, row, stride_qb, stride_qt, steps, PACKED)
+        q = load_rows(q_ptr + head * stride_qh, q_rows, live, D, BLOCK_D)
+        g_rows = row_offsets(token, row, stride_gb, stride_gt, steps, PACKED)
+        grad = load_rows(grad_ptr + head * stride_gh, g_rows, live, D, BLOCK_D)
+        per_head = head.to(tl.int64) * tokens + row
+        largest, normalize = load_statistics(stats_ptr, head, tokens, row, live)
+        delta = tl.load(delta_ptr + per_head, mask=live, other=0.0)
+        offset = key_time[None, :] - time[:, None]
+        allowed = (offset <= radius) & (offset >= -radius) & key_live[None, :] & live[:, None]
+        scores = attention_scores(q, k, bias_ptr, head, offset, allowed, radius, SCALE, HAS_BIAS, ACC, PRECISION)
+        weights = tl.exp2(scores - largest[:, None]) * normalize[:, None]
+        dv = tl.dot(tl.trans(weights.to(grad.dtype)), grad, dv, input_precision=PRECISION, out_dtype=ACC)
+        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        dscores = weights * (dweights - delta[:, None])
+        dk = tl.dot(tl.trans(dscores.to(q.dtype)), q, dk, input_precision=PRECISION, out_dtype=ACC)
+    d_rows = row_offsets(key_token, key_row, stride_db, stride_dt, steps, PACKED)
+    store_rows(dk_ptr + head * stride_dh, d_rows, dk * SCALE, key_live, D, BLOCK_D)
+    e_rows = row_offsets(key_token, key_row, stride_eb, stride_et, steps, PACKED)
+    store_rows(dv_ptr + head * stride_eh, e_rows, dv, key_live, D, BLOCK_D)
+
+
+def attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, stats: Tensor,
+    lists: TokenLists | None, steps: int, window: int, dq: Tensor, dk: Tensor, dv: Tensor,
+    time: Tensor | None = None,
+) -> Tensor | None:  # fmt: skip
+    """Fills the active rows of ``dq`` and the halo rows of ``dk`` and ``dv``; returns the bias gradient ``[H, w]``.
+
+    Layouts as in :func:`attention_forward`; the bias gradient is in the accumulator's dtype.
+    """
+    heads, width = heads_and_width(q)
+    tokens = stats.shape[2]
+    acc = accumulator(q.dtype)
+    if tokens == 0:
+        return None if bias is None else torch.zeros(heads, window, dtype=acc.torch, device=q.device)
+    delta = torch.empty_like(stats[0])
+    of_queries = (stats,) * 4 if lists is None else (lists.active, lists.halo, lists.slot, lists.counts)
+    of_keys = (stats,) * 4 if lists is None else (lists.active, lists.halo, lists.near, lists.counts)
+    bias_or_any, time_or_any = (stats if x is None else x for x in (bias, time))
+    variant = {
+        "D": width, "SCALE": width**-0.5, "PACKED": q.dim() == 3, "SUBSET": lists is not None,
+        "HAS_TIME": time is not None,
+        "HAS_BIAS": bias is not None, "ACC": acc.triton, "PRECISION": precision(q.dtype), "BLOCK_D": block_width(width),
+    }  # fmt: skip
+    shares: list[Tensor] = []
+
+    def by_queries(config: dict[str, int]) -> None:
+        tiles = triton.cdiv(tokens, config["BLOCK_M"])
+        shares[:] = [stats if bias is None else stats.new_empty(tiles, heads, window)]
+        attention_backward_queries_kernel[(tiles, heads)](
+            q, k, v, bias_or_any, out, grad, stats, delta, dq, shares[0], *of_queries, time_or_any,
+            *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(out), *row_strides(grad), *row_strides(dq),
+            steps, tokens, window // 2, BLOCK_W=triton.next_power_of_2(window), **variant, **config,
+        )  # fmt: skip
+
+    def by_keys(config: dict[str, int]) -> None:
+        attention_backward_keys_kernel[(triton.cdiv(tokens, config["BLOCK_N"]), heads)](
+            q, k, v, bias_or_any, grad, stats, delta, dk, dv, *of_keys, time_or_any,
+            *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(grad), *row_strides(dk), *row_strides(dv),
+            steps, tokens, window // 2, **variant, **config,
+        )  # fmt: skip
+
+    launch("attention_backward_queries", q.dtype, block_width(width), by_queries, q.device)
+    launch("attention_backward_keys", q.dtype, block_width(width), by_keys, q.device)
+    return None if bias is None else shares[0].sum(0)
