@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tzn.nn.pyramid import PointGrid
 
 LIMIT_STEPS = 16384  # pre_nms_topk and max_segments hold for every started stretch of this length
 NEAREST_PAIRS = 1 << 20  # (detection, candidate) pairs compared at once
+Computed = Any  # Trunk of a TemporalZoomNet, ActionFormerOutputs of an ActionFormer, or None: not yet
 LAPLACE_STD = 2**0.5  # standard deviation of a Laplace variable of scale 1
 
 
@@ -58,7 +59,12 @@ class _Found(NamedTuple):
 
 
 def localize(
-    model: Localizer, features: Tensor, grid: TimeGrid, duration: float, config: InferenceConfig
+    model: Localizer,
+    features: Tensor,
+    grid: TimeGrid,
+    duration: float,
+    config: InferenceConfig,
+    computed: Computed = None,
 ) -> tuple[Detections, Trace]:
     """Detections of one recording.
 
@@ -68,10 +74,11 @@ def localize(
         grid: maps grid steps to seconds.
         duration: length of the recording in seconds; detections are clipped to it.
         config: thresholds, estimator, suppression, budget.
+        computed: the network's outputs for these features, where they are known (:mod:`tzn.inference.localize_many`).
 
     Recordings longer than ``config.chunk`` steps are processed in overlapping chunks; the result is the one-pass result.
     """
-    raw = candidates(model, features, config)
+    raw = candidates(model, features, config, computed)
     return suppress(raw, grid, duration, config), raw.trace
 
 
@@ -88,12 +95,12 @@ def localize_batch(model: Localizer, batch: Batch, config: InferenceConfig) -> d
 
 
 @torch.no_grad()
-def candidates(model: Localizer, features: Tensor, config: InferenceConfig) -> Raw:
+def candidates(model: Localizer, features: Tensor, config: InferenceConfig, computed: Computed = None) -> Raw:
     """Refined (or paired) candidates of one recording ``[T, input_dim]`` before suppression."""
     steps = features.shape[0]
     if isinstance(model, ActionFormer):
         segments, scores, labels = actionformer_candidates(
-            model, features, config, limit_for(config.pre_nms_topk, steps)
+            model, features, config, limit_for(config.pre_nms_topk, steps), computed
         )
         long = segments[:, 1] - segments[:, 0] > config.duration_thresh
         trace = Trace(torch.ones(steps), None, None, None, None)
@@ -101,7 +108,8 @@ def candidates(model: Localizer, features: Tensor, config: InferenceConfig) -> R
     mode = config.mode if model.boundary_head is not None else "anchor"
     whole = steps <= config.chunk
     parts, depths, fields = [], [], []
-    for trunk, keep in _trunks(model, features, config):
+    trunks = _trunks(model, features, config) if computed is None else [(computed, _Keep(0, steps, 0))]
+    for trunk, keep in trunks:
         found = _anchor_candidates(model, trunk, keep, config, steps, per_step=mode == "pair")
         depths.append(trunk.depths.tau[0, keep.low : keep.high])
         if mode != "anchor":

@@ -7,20 +7,25 @@ from torch import Tensor
 
 from tzn import ops
 from tzn.config import InferenceConfig
-from tzn.models.actionformer import ActionFormer
+from tzn.models.actionformer import ActionFormer, ActionFormerOutputs
 from tzn.nn.pyramid import flatten_levels, point_grid
 
 
 def actionformer_candidates(
-    model: ActionFormer, features: Tensor, config: InferenceConfig, topk: int
+    model: ActionFormer,
+    features: Tensor,
+    config: InferenceConfig,
+    topk: int,
+    outputs: ActionFormerOutputs | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Segments in grid steps ``[N, 2]``, scores ``[N]`` and labels ``[N]`` of one recording ``[T, input_dim]``.
 
     The recording is padded by one coarse step only, which gives the same valid outputs as the original's padding to a
     maximum length.
     """
-    mask = torch.ones(1, features.shape[0], dtype=torch.bool, device=features.device)
-    outputs = model(*model.padded(features.unsqueeze(0), mask))
+    if outputs is None:
+        mask = torch.ones(1, features.shape[0], dtype=torch.bool, device=features.device)
+        outputs = model(*model.padded(features.unsqueeze(0), mask))
     logits, valid = flatten_levels(outputs.class_logits, outputs.masks)
     offsets, _ = flatten_levels(outputs.offsets, outputs.masks)
     lengths = [level.shape[1] for level in outputs.masks]
