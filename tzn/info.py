@@ -12,7 +12,7 @@ import torch
 from tzn import __version__
 from tzn.ops import backends, choose_backend, native, native_cuda
 
-OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot"}
+OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot", "scipy": "signal"}
 
 
 def collect_info() -> dict[str, dict[str, Any]]:

@@ -122,9 +122,10 @@ def predict_files(
     _check_numbers(fps, min_score, top)
     fmt = output_format(out, fmt)
     place = checked_device(device)
+    remarks = []
     if fmt == "srt" and min_score is None and top is None:
         min_score = getattr(checkpoint, "score_threshold", None)
-        say(
+        remarks.append(
             "the checkpoint has no score threshold: subtitles hold every detection; choose with --min-score or --top"
             if min_score is None
             else f"subtitles hold detections with a score of at least {min_score:.3g}; --min-score 0: all"
@@ -151,8 +152,7 @@ def predict_files(
             fails(path, error)
     if not jobs:
         raise _nothing(failed)
-    for line in _remarks(jobs, known, annotations, fps, config, signal):
-        say(line)
+    remarks += _remarks(jobs, known, annotations, fps, config, signal)
     if fmt == "srt" and out.suffix == ".srt" and len(jobs) != 1:
         raise DataError(f"{out}: one .srt file holds one recording, there are {len(jobs)}; give a folder")
 
@@ -168,7 +168,9 @@ def predict_files(
     with _journal(out, begun, resume, made) as part:
         part.arrange(names)
         if len(part):
-            say(f"{len(part)} of {len(jobs)} recordings are done already")
+            remarks.append(f"{len(part)} of {len(jobs)} recordings are done already")
+        for line in remarks:
+            say(line)
         model = checkpoint.model.to(place)
         todo = [job for job in jobs if job.name not in part]
         bar = tqdm(
