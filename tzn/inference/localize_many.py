@@ -14,10 +14,10 @@ from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.inference.localize import Computed, Trace, localize
-from tzn.models import ActionFormer, Localizer, TemporalZoomNet
+from tzn.models import ActionFormer, Localizer
 from tzn.models.actionformer import ActionFormerOutputs
 from tzn.models.temporal_zoom_net import Depths, Trunk
-from tzn.nn.pyramid import point_grid
+from tzn.nn.pyramid import PointGrid
 
 
 def localize_many(
@@ -57,22 +57,15 @@ def _side_by_side(model: Localizer, features: Sequence[Tensor], config: Inferenc
         rows = range(len(lengths))
         return [ActionFormerOutputs(*([x[i : i + 1] for x in levels] for levels in outputs)) for i in rows]
     trunk = model.trunk(together, mask, budget=config.budget)
-    return [_trunk_of(model, trunk, row, steps) for row, steps in enumerate(lengths)]
+    return [_trunk_of(trunk, row, steps) for row, steps in enumerate(lengths)]
 
 
-def _trunk_of(model: TemporalZoomNet, trunk: Trunk, row: int, steps: int) -> Trunk:
+def _trunk_of(trunk: Trunk, row: int, steps: int) -> Trunk:
     """The trunk of one recording, as if it had been alone: its own steps, and its own points with a pad after each level."""
-    c, own = model.config, slice(row, row + 1)
-    padded = [-(-trunk.mask.shape[1] // stride) for stride in c.strides]
-    lengths = [-(-steps // stride) for stride in c.strides]
-    device = trunk.mask.device
-    kept, first = [], 0
-    for length, whole in zip(lengths, padded, strict=True):
-        kept.append(torch.arange(first, first + length + 1, device=device))
-        first += whole + 1
-    chosen = torch.cat(kept)
+    own = slice(row, row + 1)
+    chosen = (trunk.points.position - trunk.points.stride < steps).nonzero().squeeze(1)
     return Trunk(
-        point_grid(lengths, c.strides, c.regression_ranges, device),
+        PointGrid(*(x[chosen] for x in trunk.points)),
         trunk.point_features[own, chosen],
         trunk.point_mask[own, chosen],
         None if trunk.boundary_features is None else trunk.boundary_features[own, :steps],
