@@ -169,19 +169,17 @@ def _chunks(
         if progress is not None:
             progress(high + (0 if first_pass else (passes - 1) * steps), passes * steps)
 
-    settings: dict[str, float | Tensor | None] = {"budget": config.budget}
-    if passes == 2:
+    budget, shift = config.budget, None
+    if budget is not None and passes == 2:
         logits = []
         for low, high, first, last in spans:
             logits.append(model.depth_logits(*_one(features, first, last))[:, low - first : high - first])
             done(high, first_pass=True)
         whole = torch.cat(logits, dim=1)
-        settings = {"depth_shift": budget_shift(whole, torch.ones_like(whole, dtype=torch.bool), config.budget)}
+        budget, shift = None, budget_shift(whole, torch.ones_like(whole, dtype=torch.bool), budget)
     for low, high, first, last in spans:
-        yield (
-            model.points(*_one(features, first, last), **settings),
-            _Chunk(low - first, high - first, first),
-        )
+        points = model.points(*_one(features, first, last), budget=budget, depth_shift=shift)
+        yield points, _Chunk(low - first, high - first, first)
         done(high)
 
 

@@ -51,8 +51,11 @@ class ActionFormer(nn.Module):
         levels = self.neck(levels, masks)
         return ActionFormerOutputs(self.cls_head(levels, masks), self.reg_head(levels, masks), masks, levels)
 
-    depth_predictor = None  # every token runs every layer
-    receptive_radius = None  # padding and global attention reach far: a recording is read as a whole
+    depth_predictor = None
+    receptive_radius = None  # positions and global attention reach everywhere: a recording is read as a whole
+
+    def depth_logits(self, features: Tensor, mask: Tensor) -> Tensor:
+        raise ValueError("ActionFormer has no depth to budget: every token runs every layer")
 
     def points(
         self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None
