@@ -13,11 +13,9 @@ from torch import Tensor
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
-from tzn.inference.localize import Computed, Trace, localize
+from tzn.inference.localize import Trace, localize
 from tzn.models import ActionFormer, Localizer
-from tzn.models.actionformer import ActionFormerOutputs
-from tzn.models.temporal_zoom_net import Depths, Trunk
-from tzn.nn.pyramid import PointGrid
+from tzn.nn.pyramid import PointGrid, Points
 
 
 def localize_many(
@@ -43,32 +41,35 @@ def localize_many(
 
 
 @torch.no_grad()
-def _side_by_side(model: Localizer, features: Sequence[Tensor], config: InferenceConfig) -> Sequence[Computed]:
-    """What the network computes before it looks for candidates, recording by recording."""
+def _side_by_side(model: Localizer, features: Sequence[Tensor], config: InferenceConfig) -> Sequence[Points | None]:
+    """What the network says of every recording."""
+    # ActionFormer's absolute positions are stretched by the padded length, so it is not the same alone.
+    if isinstance(model, ActionFormer) and model.config.use_abs_pe:
+        return [None] * len(features)
     lengths = [x.shape[0] for x in features]
     together = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
     device = together.device
     mask = torch.arange(together.shape[1], device=device) < torch.tensor(lengths, device=device).unsqueeze(1)
-    if isinstance(model, ActionFormer):
-        # Its absolute positions are stretched by the padded length, so it is not the same alone.
-        if model.config.use_abs_pe:
-            return [None] * len(lengths)
-        outputs = model(*model.padded(together, mask))
-        rows = range(len(lengths))
-        return [ActionFormerOutputs(*([x[i : i + 1] for x in levels] for levels in outputs)) for i in rows]
-    trunk = model.trunk(together, mask, budget=config.budget)
-    return [_trunk_of(trunk, row, steps) for row, steps in enumerate(lengths)]
+    points = model.points(together, mask, budget=config.budget)
+    return [_points_of(points, row, steps) for row, steps in enumerate(lengths)]
 
 
-def _trunk_of(trunk: Trunk, row: int, steps: int) -> Trunk:
-    """The trunk of one recording, as if it had been alone: its own steps, and its own points with a pad after each level."""
-    own = slice(row, row + 1)
-    chosen = (trunk.points.position - trunk.points.stride < steps).nonzero().squeeze(1)
-    return Trunk(
-        PointGrid(*(x[chosen] for x in trunk.points)),
-        trunk.point_features[own, chosen],
-        trunk.point_mask[own, chosen],
-        None if trunk.boundary_features is None else trunk.boundary_features[own, :steps],
-        trunk.mask[own, :steps],
-        Depths(trunk.depths.tau[own, :steps], trunk.depths.gates[own, :steps]),
-    )
+def _points_of(points: Points, row: int, steps: int) -> Points:
+    """Those of one recording, as if it had been alone: its own steps, and its own points with a pad after each level."""
+    own, (places, padded) = slice(row, row + 1), (points.mask.shape[1], points.depth.shape[1])
+    chosen = (points.grid.position - points.grid.stride < steps).nonzero().squeeze(1)
+
+    def offsets(rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        wanted = chosen if rows is None else chosen[rows]
+        return points.offsets(wanted + row * places)
+
+    def fields(rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert points.fields is not None
+        wanted = torch.arange(steps, device=chosen.device) if rows is None else rows
+        distance, scale = points.fields(wanted + row * padded)
+        return distance[own, :, :steps], scale[own, :, :steps]
+
+    return Points(
+        PointGrid(*(x[chosen] for x in points.grid)), points.mask[own, chosen], points.scores[own, chosen],
+        points.depth[own, :steps], offsets, None if points.fields is None else fields,
+    )  # fmt: skip

@@ -145,25 +145,30 @@ def batched_nms(
     sigma: float,
     voting_thresh: float,
     per_class_voting: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:
     if native_cuda.serves(segments, scores) and method != "diou":
         return native_cuda.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
             sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+            return_index=return_index,
         )  # fmt: skip
     if max_seg_num > 0 and _compiled(segments) and native_nms.serves(segments, scores):
         return native_nms.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
             sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+            return_index=return_index,
         )  # fmt: skip
     if triton_decode.serves(segments, scores) and method != "diou":
         return triton_decode.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
             sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+            return_index=return_index,
         )  # fmt: skip
     return reference.batched_nms(
         segments, scores, labels, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
         sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+        return_index=return_index,
     )  # fmt: skip
 
 

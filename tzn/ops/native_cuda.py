@@ -85,9 +85,11 @@ def nms(segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: fl
 def batched_nms(
     segments: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float, max_seg_num: int,
     *, method: str, multiclass: bool, sigma: float, voting_thresh: float, per_class_voting: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
     if scores.shape[0] == 0:
-        return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0)
+        nothing = labels.reshape(0)
+        return segments.reshape(0, 2), scores.reshape(0), nothing, *([nothing.long()] if return_index else [])
     classes, group = labels.unique(return_inverse=True) if multiclass else (labels[:1], None)
     picks = suppress(
         segments[None], scores[None], None if group is None else group.int()[None], None, classes.shape[0],
@@ -101,7 +103,7 @@ def batched_nms(
         voters = labels if per_class_voting else None
         kept = vote_segments(kept, segments, scores, voting_thresh, kept_labels, voters)
     cut = min(max_seg_num, number)  # a negative cap drops from the end, as in the definition
-    return kept[:cut], score[:cut], kept_labels[:cut]
+    return kept[:cut], score[:cut], kept_labels[:cut], *([index[:cut]] if return_index else [])
 
 
 def _capacity(max_seg_num: int, scores: Tensor) -> int:

@@ -41,18 +41,22 @@ def nms(
 def batched_nms(
     segments: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float, max_seg_num: int, *,
     method: str, multiclass: bool, sigma: float, voting_thresh: float, per_class_voting: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
     counts = torch.tensor([scores.shape[0]])
-    return batched_nms_many(
+    kept, score, label, _, *index = batched_nms_many(
         segments, scores, labels, counts, iou_threshold, min_score, max_seg_num, method=method, multiclass=multiclass,
         sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
-    )[:3]  # fmt: skip
+        return_index=return_index,
+    )  # fmt: skip
+    return kept, score, label, *index
 
 
 def batched_nms_many(
     segments: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, iou_threshold: float, min_score: float,
     max_seg_num: int, *, method: str, multiclass: bool, sigma: float, voting_thresh: float, per_class_voting: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Recordings side by side; ``counts`` ``[R]`` candidates of each, which lie one after the other."""
     hard = method in HARD
     index, score, made = torch.ops.tzn_native.suppress_recordings(
@@ -63,7 +67,7 @@ def batched_nms_many(
     if voting_thresh > 0 and (per_class_voting or not multiclass):
         classes = (kept_labels.long(), labels.long()) if per_class_voting else (None, None)
         kept = _voted(kept, made, segments, scores, counts, voting_thresh, *classes)
-    return kept, score, kept_labels, made
+    return kept, score, kept_labels, made, *([index] if return_index else [])
 
 
 def _voted(

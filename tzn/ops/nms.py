@@ -96,7 +96,8 @@ def batched_nms(
     method: str = "gaussian",
     per_class_voting: bool = False,
     overlap: str = "iou",
-) -> tuple[Tensor, Tensor, Tensor]:
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:
     """Suppress the candidates of one recording; a drop-in for ActionFormer's and OpenTAD's ``batched_nms``.
 
     Multi-class: each class on its own, at most ``max_seg_num`` picks each, no voting unless ``per_class_voting``.
@@ -110,15 +111,16 @@ def batched_nms(
         max_seg_num: number of segments returned at most.
         use_soft_nms: soft (``method`` "gaussian" or "linear") or hard.
         overlap: of hard suppression, "iou" or "diou" (:func:`nms`).
+        return_index: return the index of every pick as well; not while tracing.
 
     Returns:
-        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``).
+        (segments ``[M, 2]``, scores ``[M]``, labels ``[M]``), with ``return_index`` also indices ``[M]`` int64.
 
     Raises:
         ValueError: as :func:`soft_nms`.
     """
     kind = _checked_kind(segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not return_index:
         return library.batched_nms(
             segments, scores, labels, iou_threshold, min_score, max_seg_num, kind, multiclass, sigma, voting_thresh,
             per_class_voting,
@@ -126,6 +128,7 @@ def batched_nms(
     return dispatch.batched_nms(
         segments, scores, labels, iou_threshold, min_score, max_seg_num, method=kind,
         multiclass=multiclass, sigma=sigma, voting_thresh=voting_thresh, per_class_voting=per_class_voting,
+        return_index=return_index,
     )  # fmt: skip
 
 

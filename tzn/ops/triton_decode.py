@@ -103,12 +103,14 @@ def nms(segments: Tensor, scores: Tensor, iou_threshold: float, *, min_score: fl
 def batched_nms(
     segments: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float, max_seg_num: int,
     *, method: str, multiclass: bool, sigma: float, voting_thresh: float, per_class_voting: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:  # fmt: skip
     from tzn.kernels import nms as kernels
     from tzn.kernels.segment_voting import vote
 
     if segments.shape[0] == 0:
-        return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0)
+        nothing = labels.reshape(0)
+        return segments.reshape(0, 2), scores.reshape(0), nothing, *([nothing.long()] if return_index else [])
     classes, group = labels.unique(return_inverse=True) if multiclass else (labels[:1], None)
     rows = None if group is None else group.to(torch.int32)[None]
     capacity = _capacity(max_seg_num, scores.shape[0])
@@ -124,7 +126,7 @@ def batched_nms(
         votes = (kept_labels[None], labels[None]) if per_class_voting else (None, None)
         kept = vote(kept[None], votes[0], segments[None], scores[None], votes[1], None, voting_thresh)[0]
     cut = min(max_seg_num, number)  # a negative cap drops from the end, as in the definition
-    return kept[:cut], score[:cut], kept_labels[:cut]
+    return kept[:cut], score[:cut], kept_labels[:cut], *([index[:cut]] if return_index else [])
 
 
 def _capacity(max_seg_num: int, candidates: int) -> int:

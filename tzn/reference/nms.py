@@ -82,10 +82,12 @@ def batched_nms(
     sigma: float = 0.5,
     voting_thresh: float = 0.75,
     per_class_voting: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+    return_index: bool = False,
+) -> tuple[Tensor, ...]:
     """Suppress, vote, sort by falling score, cut to ``max_seg_num``. ``method``: "gaussian", "linear", "hard" or "diou"."""
     if segments.shape[0] == 0:
-        return segments.reshape(0, 2), scores.reshape(0), labels.reshape(0)
+        nothing = labels.reshape(0)
+        return segments.reshape(0, 2), scores.reshape(0), nothing, *([nothing.long()] if return_index else [])
     rows = _rows(labels if multiclass else torch.zeros_like(labels), scores, min_score if method in HARD else 0.0)
     padded = torch.where(rows >= 0, scores[rows.clamp(min=0)], -torch.inf)
     decay = _remove(iou_threshold) if method in HARD else _decay(method, iou_threshold, sigma, min_score)
@@ -97,7 +99,7 @@ def batched_nms(
         voters = labels if per_class_voting else None
         new_segments = vote_segments(new_segments, segments, scores, voting_thresh, new_labels, voters)
     order = new_scores.argsort(descending=True, stable=True)[: min(max_seg_num, new_scores.shape[0])]
-    return new_segments[order], new_scores[order], new_labels[order]
+    return new_segments[order], new_scores[order], new_labels[order], *([kept[order]] if return_index else [])
 
 
 def batched_nms_many(
