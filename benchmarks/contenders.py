@@ -14,13 +14,12 @@ from peers.actionformer_slow import ActionFormerSlow
 from peers.post_processing_slow import post_process
 from torch import Tensor
 
-from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.config_loading import load_config
 from tzn.data.grid import TimeGrid
 from tzn.inference.localize import localize
 from tzn.models import ActionFormer, Localizer, TemporalZoomNet, TemporalZoomNetConfig, build_model
-from tzn.models.temporal_zoom_net import Depths
+from tzn.models.temporal_zoom_net import Trunk
 from tzn.profiling import count_flops
 
 INPUT_DIM, CLASSES, LAYERS = 2048, 20, 3
@@ -118,14 +117,19 @@ def temporal_zoom_net(share: float, layers: int = LAYERS) -> TemporalZoomNet:
     """A network in which ``share`` of the tokens has tau = 1 and the others tau = 0."""
     torch.manual_seed(0)
     config = TemporalZoomNetConfig(input_dim=INPUT_DIM, num_classes=CLASSES, refinement_layers=layers)
-    model = TemporalZoomNet(config).eval()
+    return ClusteredDepth(config, share).eval()
 
-    def depths(x: Tensor, *_: object) -> Depths:
-        tau = clustered_depth(share, x.shape[1]).expand(x.shape[0], -1).contiguous().to(x.device)
-        return Depths(tau, ops.depth_gates(tau, layers))
 
-    model._depths = depths  # type: ignore[method-assign]
-    return model
+class ClusteredDepth(TemporalZoomNet):
+    """Tokens have the depth of :func:`clustered_depth` in place of what the predictor says."""
+
+    def __init__(self, config: TemporalZoomNetConfig, share: float) -> None:
+        super().__init__(config)
+        self.share = share
+
+    def trunk(self, features: Tensor, mask: Tensor, **_: object) -> Trunk:
+        tau = clustered_depth(self.share, mask.shape[1]).expand(mask.shape[0], -1).contiguous().to(mask.device)
+        return super().trunk(features, mask, tau=tau)
 
 
 def clustered_depth(share: float, steps: int) -> Tensor:

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tzn import ops
 from tzn.config_loading import load_config
 from tzn.models import TemporalZoomNet, TemporalZoomNetConfig, build_model
-from tzn.models.temporal_zoom_net import Depths
 from tzn.profiling import count_flops
 
 # Facts of the released program at T = 2304, in 1e9 multiply-adds, counted there by fvcore.
@@ -43,18 +42,24 @@ def test_a_short_recording_is_counted_at_its_own_padded_length(thumos):
     assert count.gmac == pytest.approx(45.25 * 640 / 2304, rel=0.01)
 
 
-def small_net(**changes) -> TemporalZoomNet:
+class GivenDepth(TemporalZoomNet):
+    """Tokens have the depth ``tau`` in place of what the predictor says."""
+
+    tau: torch.Tensor
+
+    def trunk(self, features, mask, **_):
+        return super().trunk(features, mask, tau=self.tau)
+
+
+def small_net(tau: torch.Tensor) -> TemporalZoomNet:
     torch.manual_seed(1)
     settings = {
         "input_dim": 24, "num_classes": 5, "width": 32, "num_heads": 4, "window": 7, "num_levels": 3, "first_stride": 2,
         "regression_ranges": ((0, 8), (8, 32), (32, 10000)), "head_width": 16, "boundary_width": 16,
         "refinement_layers": 3,
     }  # fmt: skip
-    return TemporalZoomNet(TemporalZoomNetConfig(**{**settings, **changes})).eval()
-
-
-def with_depth(model: TemporalZoomNet, tau: torch.Tensor) -> TemporalZoomNet:
-    model._depths = lambda *_: Depths(tau, ops.depth_gates(tau, model.config.refinement_layers))  # type: ignore[method-assign]
+    model = GivenDepth(TemporalZoomNetConfig(**settings)).eval()
+    model.tau = tau
     return model
 
 
@@ -69,18 +74,18 @@ def test_refinement_is_counted_by_active_and_halo_tokens(monkeypatch, backend):
     monkeypatch.setenv("TZN_BACKEND", backend)
     tau = torch.zeros(1, 64)
     tau[0, 20:30], tau[0, 24] = 0.5, 1.0  # 10 tokens run layer 0, the same 10 layer 1 in part, one layer 2
-    model = with_depth(small_net(), tau)
+    model = small_net(tau)
     count = count_flops(model, (torch.randn(1, 64, 24), torch.ones(1, 64, dtype=torch.bool)))
     expected = [block_by_hand(a, h, 32, 7, 128) for a, h in ((10, 16), (10, 16), (1, 7))]
     assert count.parts["refinement"] == sum(expected)
     assert count.active_share == pytest.approx((10 + 10 + 1) / (3 * 64))
-    none = count_flops(with_depth(small_net(), torch.zeros(1, 64)), (torch.randn(1, 64, 24), torch.ones(1, 64) > 0))
+    none = count_flops(small_net(torch.zeros(1, 64)), (torch.randn(1, 64, 24), torch.ones(1, 64) > 0))
     assert none.parts["refinement"] == 0
 
 
 def test_padding_is_not_counted_in_blocks():
     features, mask = torch.randn(2, 64, 24), torch.arange(64)[None] < torch.tensor([[64], [16]])
-    model = with_depth(small_net(), torch.ones(2, 64))
+    model = small_net(torch.ones(2, 64))
     both = count_flops(model, (features, mask)).parts["shallow blocks"]
     assert both == block_by_hand(80, 80, 32, 7, 128)
 
@@ -106,7 +111,7 @@ def test_fvcore_agrees_on_actionformer(thumos):
 
 
 def test_fvcore_and_pytorchs_counter_agree_on_temporal_zoom_net_at_full_depth():
-    model = with_depth(small_net(), torch.ones(1, 64))
+    model = small_net(torch.ones(1, 64))
     features, mask = torch.randn(1, 64, 24), torch.ones(1, 64, dtype=torch.bool)
     ours = count_flops(model, (features, mask))
     blocks = 0
@@ -147,7 +152,7 @@ def test_a_training_step_has_two_products_backward_for_each_one_forward(monkeypa
         pytest.skip(ops.backends()["cpp"])
     monkeypatch.setenv("TZN_BACKEND", "cpp")
     tau = (torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) < active).float()
-    model = with_depth(small_net(), tau)
+    model = small_net(tau)
     features, mask = torch.randn(2, 64, 24), torch.arange(64)[None] < torch.tensor([[64], [40]])
     with FlopCounterMode(display=False) as counter:
         outputs = model(features, mask)

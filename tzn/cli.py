@@ -159,17 +159,38 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
     p = _command(
         commands, "predict", _predict, "localize actions in feature files",
         "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json\n"
-        "tzn predict --pretrained hapt phone.csv --out predictions.json",
+        "tzn predict thumos.ckpt i3d_features/ --annotations thumos14.json --out predictions.json\n"
+        "tzn predict --pretrained hapt phone.csv --fps 100 --out predictions.json\n\n"
+        "exit code: 0 all done; 1 done but for the files listed (--keep-going); 2 stopped by an error",
     )  # fmt: skip
     p.add_argument("checkpoint", nargs="?", help="checkpoint, or the folder of a run; none with --pretrained")
     p.add_argument("inputs", nargs="*", metavar="INPUT", help=".npy/.npz feature files or folders of them")
     p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (.npy, .csv): hapt")
     p.add_argument("--out", type=Path, required=True, help="predictions.json, .csv, or a folder for --format srt")
-    p.add_argument("--format", choices=("json", "csv", "srt"), help="default: by the suffix of --out")
-    p.add_argument("--fps", type=float, help="raw frames per second, where the configuration does not fix it")
+    p.add_argument(
+        "--format", choices=("json", "csv", "srt"), help="default, and not another than: the suffix of --out"
+    )
+    p.add_argument(
+        "--annotations", type=Path,
+        help='frame rate ("fps") and "duration" of each recording, ActivityNet/ActionFormer JSON; segments are not read',
+    )  # fmt: skip
+    p.add_argument(
+        "--fps", type=float,
+        help="raw frames per second of all recordings; of raw signals, their samples per second (they are resampled)",
+    )  # fmt: skip
     p.add_argument("--budget", type=float, help="mean depth in (0, 1] to run at")
+    p.add_argument(
+        "--min-score", type=float,
+        help="leave out detections below this score (default: all stay; in srt, the checkpoint's score threshold)",
+    )  # fmt: skip
+    p.add_argument("--top", type=int, help="keep at most so many detections per recording")
     p.add_argument("--video-scores", type=Path, help=VIDEO_SCORES)
     p.add_argument("--traces", type=Path, help="folder for distance and depth curves, for 'tzn plot'")
+    p.add_argument(
+        "--keep-going", action="store_true", help="leave out files that cannot be used, list them at the end"
+    )
+    p.add_argument("--resume", action="store_true", help="continue an interrupted prediction from OUT.part")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     _add_device(p, "cpu")
 
@@ -193,16 +214,28 @@ def _predict(o: argparse.Namespace) -> None:
         config = override_config(config_from_dict(checkpoint.config), overrides)
     else:
         (checkpoint, config), signal, inputs = _load(paths[0], overrides), None, paths[1:]
-    try:
-        settings = dataclasses.replace(config.inference, budget=o.budget or config.inference.budget)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    fmt = o.format or {".csv": "csv", ".srt": "srt"}.get(o.out.suffix, "json")
-    found = predict_files(
-        checkpoint, inputs, o.out, fmt=fmt, fps=o.fps, inference=settings, traces=o.traces,
-        video_scores=o.video_scores, signal=signal, device=o.device,
+    settings = config.inference
+    if o.budget is not None:
+        try:
+            settings = dataclasses.replace(settings, budget=o.budget)
+        except ValueError as error:
+            raise ConfigError(f"--budget {o.budget:g}: {error}") from None
+
+    def say(line: str) -> None:
+        if not o.quiet:
+            print(f"tzn predict: {line}", file=sys.stderr)
+
+    done = predict_files(
+        checkpoint, inputs, o.out, fmt=o.format, fps=o.fps, annotations=o.annotations, inference=settings,
+        min_score=o.min_score, top=o.top, traces=o.traces, video_scores=o.video_scores, signal=signal, device=o.device,
+        keep_going=o.keep_going, resume=o.resume, progress=not o.quiet, say=say,
     )  # fmt: skip
-    print(f"{sum(len(d.scores) for d in found.values())} detections in {len(found)} recordings: {o.out}")
+    if not o.quiet:
+        print(f"{done.detections} detections in {done.recordings} recordings: {o.out}")
+    for reason in done.failed.values():
+        print(f"tzn predict: left out: {reason}", file=sys.stderr)
+    if done.failed:
+        sys.exit(1)
 
 
 def _add_score(commands) -> None:  # type: ignore[no-untyped-def]

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,9 @@ def write_predictions(path: str | Path, detections: Mapping[str, Detections], cl
     if path.name.endswith(".json"):
         _write_text(path, _json_text(detections, classes))
     elif path.name.endswith(".json.gz"):
-        with atomic_write(path, "wb") as file:
-            # Without a time stamp, the same detections give the same bytes.
-            file.write(gzip.compress(_json_text(detections, classes).encode(), mtime=0))
+        # Without a name and a time stamp, the same detections give the same bytes.
+        with atomic_write(path, "wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            packed.writelines(text.encode() for text in _json_text(detections, classes))
     elif path.suffix == ".csv":
         _write_text(path, _csv_text(detections, classes))
     elif path.suffix == ".srt":
@@ -68,7 +68,7 @@ def write_predictions(path: str | Path, detections: Mapping[str, Detections], cl
                 f"{path}: one .srt file holds one recording, there are {len(detections)}; "
                 "give a folder to write a file each (--format srt)"
             )
-        _write_text(path, _srt_text(next(iter(detections.values())), classes))
+        _write_text(path, [_srt_text(next(iter(detections.values())), classes)])
     else:
         raise DataError(f"{path}: predictions are written as .json, .json.gz, .csv or .srt, not as {path.suffix!r}")
 
@@ -83,7 +83,7 @@ def write_srt_folder(folder: str | Path, detections: Mapping[str, Detections], c
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise DataError(f"recording id {name!r} cannot name a file in {folder}")
     for name, found in detections.items():
-        _write_text(Path(folder) / f"{name}.srt", _srt_text(found, classes))
+        _write_text(Path(folder) / f"{name}.srt", [_srt_text(found, classes)])
 
 
 def read_predictions(path: str | Path, classes: Sequence[str]) -> tuple[dict[str, Detections], int]:
@@ -194,24 +194,26 @@ def _rows(found: Detections, classes: Sequence[str]) -> Iterator[dict[str, Any]]
         yield row
 
 
-def _json_text(detections: Mapping[str, Detections], classes: Sequence[str]) -> str:
-    recordings = []
+def _json_text(detections: Mapping[str, Detections], classes: Sequence[str]) -> Iterator[str]:
+    """The file's text recording by recording, so that no more than one of them need be in memory."""
+    before = '{"version": "tzn 1", "results": {\n '
     for name, found in detections.items():
         rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in _rows(found, classes))
-        recordings.append(f"{json.dumps(name)}: [\n  {rows}\n ]" if rows else f"{json.dumps(name)}: []")
-    return '{"version": "tzn 1", "results": {\n ' + ",\n ".join(recordings) + "\n}}\n"
+        yield f"{before}{json.dumps(name)}: " + (f"[\n  {rows}\n ]" if rows else "[]")
+        before = ",\n "
+    yield "\n}}\n" if before.startswith(",") else before + "\n}}\n"
 
 
-def _csv_text(detections: Mapping[str, Detections], classes: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+def _csv_text(detections: Mapping[str, Detections], classes: Sequence[str]) -> Iterator[str]:
+    yield ",".join(CSV_HEADER) + "\n"
     for name, found in detections.items():
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
         for row in _rows(found, classes):
             start, end = (f"{x:.6f}" for x in row["segment"])
             std = ["" if x is None else f"{x:.6f}" for x in row.get("segment_std", (None, None))]
             writer.writerow([name, start, end, row["label"], f"{row['score']:.9g}", *std])
-    return text.getvalue()
+        yield text.getvalue()
 
 
 def _srt_text(found: Detections, classes: Sequence[str]) -> str:
@@ -229,6 +231,6 @@ def _srt_time(seconds: float) -> str:
     return f"{hours:02d}:{minutes:02d}:{seconds_:02d},{milliseconds:03d}"
 
 
-def _write_text(path: Path, text: str) -> None:
+def _write_text(path: Path, text: Iterable[str]) -> None:
     with atomic_write(path) as file:
-        file.write(text)
+        file.writelines(text)

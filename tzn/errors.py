@@ -21,3 +21,7 @@ class CheckpointError(TznError, ValueError):
 
 class TrainingError(TznError, RuntimeError):
     """Training cannot go on (NaN loss, out of memory, …); the last good checkpoint is kept."""
+
+
+class LimitWarning(UserWarning):
+    """A limit of the configuration cut detections of a recording."""

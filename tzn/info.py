@@ -13,7 +13,7 @@ from tzn import __version__
 from tzn.ops import backends, choose_backend
 from tzn.ops._backend import build_facts, missing_cuda
 
-OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot"}
+OPTIONAL = {"lightning": "train", "tensorboard": "train", "matplotlib": "plot", "scipy": "signal"}
 
 
 def collect_info() -> dict[str, dict[str, Any]]:

@@ -22,10 +22,9 @@ from peers.actionformer_slow import ActionFormerSlow
 from peers.post_processing_slow import candidates, suppressed
 from torch import Tensor
 
-from tzn import ops
 from tzn.inference.fixed import GraphedDetector, detect
 from tzn.models import ActionFormer, ActionFormerConfig, Localizer, TemporalZoomNet, TemporalZoomNetConfig
-from tzn.models.temporal_zoom_net import Depths
+from tzn.models.temporal_zoom_net import Trunk
 from tzn.profiling import count_flops
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -49,11 +48,18 @@ def temporal_zoom_net(s: Stage, share: float, batch: int, steps: int) -> Tempora
     torch.manual_seed(0)
     small = {"width": 16, "num_heads": 2, "window": 5, "head_width": 8, "boundary_width": 8}
     config = TemporalZoomNetConfig(**sizes(s), refinement_layers=LAYERS, **s.pick({}, small))
-    model = TemporalZoomNet(config).eval().to(s.device)
-    tau = clustered_gate(batch, steps, share, s.device)
-    gates = ops.depth_gates(tau, LAYERS)
-    model._depths = lambda *_: Depths(tau, gates)  # type: ignore[method-assign]
-    return model
+    return GivenDepth(config, clustered_gate(batch, steps, share, s.device)).eval().to(s.device)
+
+
+class GivenDepth(TemporalZoomNet):
+    """Tokens have the depth ``tau`` ``[B, T]`` in place of what the predictor says."""
+
+    def __init__(self, config: TemporalZoomNetConfig, tau: Tensor) -> None:
+        super().__init__(config)
+        self.tau = tau  # no buffer: it keeps its precision
+
+    def trunk(self, features: Tensor, mask: Tensor, **_: object) -> Trunk:
+        return super().trunk(features, mask, tau=self.tau)
 
 
 def times(s: Stage, model: Localizer, features: Tensor, mask: Tensor) -> dict[str, float]:
@@ -111,10 +117,7 @@ def inputs(s: Stage, batch: int, steps: int) -> tuple[Tensor, Tensor]:
 def lowered(s: Stage, model: Localizer, low: bool) -> Localizer:
     if not low:
         return model
-    copied = copy.deepcopy(model).to(s.low)
-    if isinstance(model, TemporalZoomNet):
-        copied._depths = model._depths  # type: ignore[union-attr, method-assign]
-    return copied
+    return copy.deepcopy(model).to(s.low)
 
 
 def cell(s: Stage, batch: int, steps: int) -> None:

@@ -1,5 +1,6 @@
 // Candidates of one group (a class, or all classes together), laid out so that a pick touches little more than what it
-// overlaps: sorted by length octave and start into blocks of 64, each with its span and its best score.
+// overlaps: sorted by length octave and start into blocks of 64, and 64 blocks to a page, each with its span and its best
+// score. With millions of candidates a pick looks at the pages first.
 #pragma once
 
 #include "../suppression_rule.h"
@@ -10,16 +11,18 @@
 
 namespace tzn {
 
-constexpr int64_t BLOCK = 64, OCTAVES = 32;
+constexpr int64_t BLOCK = 64, PAGE = 64, OCTAVES = 32;
 
 template <typename F> struct Group {
   std::vector<F> start, end, length, score;  // by place, padded to whole blocks with score -inf
   std::vector<int64_t> index;                // of the input
-  std::vector<F> block_start, block_end, block_best;
+  std::vector<F> block_start, block_end, block_best, page_start, page_end, page_best;
   F best = LOWEST<F>;
   bool picked = false;
 
   int64_t blocks() const { return static_cast<int64_t>(block_best.size()); }
+  int64_t pages() const { return static_cast<int64_t>(page_best.size()); }
+  int64_t page_end_block(int64_t page) const { return std::min((page + 1) * PAGE, blocks()); }
 };
 
 // Highest of 64 scores. Eight at a time: one running value would wait for itself.
@@ -34,7 +37,14 @@ template <typename F> TZN_INLINE F best_of(const F* score) {
 
 template <typename F> TZN_INLINE void refresh(Group<F>& group) {
   group.best = LOWEST<F>;
-  for (F best : group.block_best) group.best = best > group.best ? best : group.best;
+  for (F best : group.page_best) group.best = best > group.best ? best : group.best;
+}
+
+template <typename F> TZN_INLINE void refresh_page(Group<F>& group, int64_t page) {
+  F best = LOWEST<F>;
+  for (int64_t b = page * PAGE; b < group.page_end_block(page); ++b)
+    best = group.block_best[b] > best ? group.block_best[b] : best;
+  group.page_best[page] = best;
 }
 
 // Members by octave of their length, then by bin of their start, in one counting pass: neighbours span little time.
@@ -47,7 +57,7 @@ std::vector<int64_t> clustered(const F* segments, const int64_t* members, int64_
     first = std::min(first, segments[2 * i]);
     last = std::max(last, segments[2 * i]);
   }
-  const int64_t bins = std::min<int64_t>(count / 16, 1024);
+  const int64_t bins = std::min<int64_t>(count / 16, 1 << 16);
   const F bins_per_unit = last > first ? static_cast<F>(bins) / (last - first) : F(0);
   std::vector<int64_t> key(count), begin(OCTAVES * bins + 1);
   for (int64_t n = 0; n < count; ++n) {
@@ -83,6 +93,14 @@ template <typename F> Group<F> make_group(const F* segments, const F* scores, co
     group.block_end[block] = std::max(group.block_end[block], group.end[n]);
   }
   for (int64_t b = 0; b < blocks; ++b) group.block_best[b] = best_of(group.score.data() + b * BLOCK);
+  const int64_t pages = (blocks + PAGE - 1) / PAGE;
+  group.page_start.resize(pages), group.page_end.resize(pages), group.page_best.resize(pages);
+  for (int64_t p = 0; p < pages; ++p) {
+    const int64_t first = p * PAGE, last = group.page_end_block(p);
+    group.page_start[p] = *std::min_element(group.block_start.begin() + first, group.block_start.begin() + last);
+    group.page_end[p] = *std::max_element(group.block_end.begin() + first, group.block_end.begin() + last);
+    refresh_page(group, p);
+  }
   refresh(group);
   return group;
 }
@@ -90,10 +108,13 @@ template <typename F> Group<F> make_group(const F* segments, const F* scores, co
 // Place of the best score, the first of the input where several are best.
 template <typename F> int64_t best_place(const Group<F>& group) {
   int64_t found = -1;
-  for (int64_t b = 0; b < group.blocks(); ++b) {
-    if (group.block_best[b] != group.best) continue;
-    for (int64_t n = b * BLOCK; n < (b + 1) * BLOCK; ++n)
-      if (group.score[n] == group.best && (found < 0 || group.index[n] < group.index[found])) found = n;
+  for (int64_t p = 0; p < group.pages(); ++p) {
+    if (group.page_best[p] != group.best) continue;
+    for (int64_t b = p * PAGE; b < group.page_end_block(p); ++b) {
+      if (group.block_best[b] != group.best) continue;
+      for (int64_t n = b * BLOCK; n < (b + 1) * BLOCK; ++n)
+        if (group.score[n] == group.best && (found < 0 || group.index[n] < group.index[found])) found = n;
+    }
   }
   return found;
 }
@@ -113,13 +134,18 @@ template <typename F, Method method> TZN_INLINE void pick_with(Group<F>& group, 
   const Picked<F> picked{group.start[place], group.end[place], group.length[place]};
   group.score[place] = LOWEST<F>;
   const bool everywhere = reaches_all<method>(!group.picked, decay);
-  for (int64_t b = 0; b < group.blocks(); ++b) {
-    const bool near = group.block_start[b] < picked.end && group.block_end[b] > picked.start;
-    if (group.block_best[b] != LOWEST<F> && (everywhere || near)) decay_block<F, method>(group, b, picked, decay);
+  const auto overlaps = [&](F start, F end) { return everywhere || (start < picked.end && end > picked.start); };
+  for (int64_t p = 0; p < group.pages(); ++p) {
+    if (group.page_best[p] == LOWEST<F> || !overlaps(group.page_start[p], group.page_end[p])) continue;
+    for (int64_t b = p * PAGE; b < group.page_end_block(p); ++b)
+      if (group.block_best[b] != LOWEST<F> && overlaps(group.block_start[b], group.block_end[b]))
+        decay_block<F, method>(group, b, picked, decay);
+    refresh_page(group, p);
   }
   // Its own block may have been left out, when it has no length.
   const int64_t own = place / BLOCK;
   group.block_best[own] = best_of(group.score.data() + own * BLOCK);
+  refresh_page(group, own / PAGE);
   group.picked = true;
 }
 

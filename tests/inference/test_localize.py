@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from small_model import GRID, build, features
 
 from tzn.config import InferenceConfig
 from tzn.data.dataset import Example, collate
+from tzn.data.grid import TimeGrid
+from tzn.errors import LimitWarning
+from tzn.inference import decode
 from tzn.inference import localize as module
 from tzn.inference.localize import candidates, localize, localize_batch
 
@@ -35,7 +39,7 @@ def test_refining_where_candidates_need_it_equals_refining_with_dense_fields(mon
     sparse = candidates(model, x, config)
     computed = ~sparse.trace.distance[0].isnan()
     assert 0.05 < computed.float().mean() < 0.95, "the test must leave steps out"
-    monkeypatch.setattr(module, "_wanted_rows", lambda *a: None)
+    monkeypatch.setattr(module, "_wanted_steps", lambda *a: None)
     dense = candidates(model, x, config)
     assert not dense.trace.distance.isnan().any()
     _compare(sparse, dense)
@@ -99,8 +103,78 @@ def test_every_kind_of_suppression(nms):
 
 
 def test_limits_grow_with_hours_of_recording(monkeypatch):
-    monkeypatch.setattr(module, "LIMIT_STEPS", 500)
+    monkeypatch.setattr(decode, "LIMIT_STEPS", 500)
     config = InferenceConfig(max_segments=7, pre_nms_topk=40, pre_nms_thresh=0.05)
     short, _ = localize(build(), features(500), GRID, 50.0, config)
     long, _ = localize(build(), features(1500), GRID, 150.0, config)
     assert (len(short.scores), len(long.scores)) == (7, 21)
+
+
+@pytest.mark.parametrize("changes", [{}, {"nms": "hard"}, {"nms": "none"}, {"multiclass": False}], ids=str)
+def test_standard_errors_are_those_of_the_candidates_picked(changes):
+    config = InferenceConfig(pre_nms_topk=50, max_segments=40, **changes)
+    raw = candidates(build(), features(300), config)
+    marked = torch.arange(2 * len(raw.scores), dtype=torch.float32).reshape(-1, 2)  # says which candidate it is
+    found = module.suppress(raw._replace(std=marked), TimeGrid(1.0, 0.0), 300.0, config)
+    index = torch.from_numpy(found.std[:, 0] / 2).long()
+    assert len(set(index.tolist())) == len(index) > 5
+    assert (raw.labels[index].numpy() == found.labels).all()
+    wanted = raw.segments[index].clamp(0, 300).numpy()
+    moved = np.abs(found.segments - wanted).max()
+    assert moved < 1e-5 if config.multiclass else 0 < moved < 30  # voting moves the ends a little
+
+
+@pytest.mark.parametrize("nms", ["soft", "linear", "hard", "none"])
+def test_a_limit_that_cuts_detections_is_said_once_with_the_remedy(nms):
+    config = InferenceConfig(nms=nms, max_segments=100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        every, _ = localize(build(), features(300), GRID, 30.0, config)
+        exact = dataclasses.replace(config, max_segments=len(every.scores))
+        assert len(localize(build(), features(300), GRID, 30.0, exact)[0].scores) == len(every.scores)
+    most = int((every.scores > 0.5 * every.scores[0]).sum()) - 1
+    short = dataclasses.replace(config, max_segments=most)
+    with pytest.warns(LimitWarning, match=r"max_segments = .*to keep them, raise it") as caught:
+        found, _ = localize(build(), features(300), GRID, 30.0, short)
+    assert len(caught) == 1 and f"{every.scores[most]:.3g}" in str(caught[0].message)
+    np.testing.assert_array_equal(found.scores, every.scores[:most])
+
+
+def test_a_limit_that_cuts_the_tail_of_soft_suppression_is_not_worth_a_warning():
+    segments = torch.arange(20.0)[:, None] * 2 + torch.tensor([0.0, 1.0])
+    trace = module.Trace(torch.ones(40), None, None, None, None)
+    labels = torch.zeros(20, dtype=torch.long)
+    for score, count in ((0.05, 0), (0.2, 1)):
+        scores = torch.full((20,), score).index_fill(0, torch.arange(5), 0.9)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = module.suppress(
+                module.Candidates(segments, None, scores, labels, trace), GRID, 4.0, InferenceConfig(max_segments=10)
+            )
+        assert len(found.scores) == 10 and len(caught) == count
+
+
+@pytest.mark.parametrize(("budget", "passes"), [(None, 1), (0.4, 2)])
+def test_progress_is_told_after_every_chunk(budget, passes):
+    calls = []
+    config = InferenceConfig(chunk=256, budget=budget, mode="anchor")
+    localize(build(), features(1500), GRID, 150.0, config, progress=lambda *call: calls.append(call))
+    done = [call[0] for call in calls]
+    assert {call[1] for call in calls} == {passes * 1500} and done[-1] == passes * 1500
+    assert len(done) >= 5 * passes and done == sorted(set(done))
+    calls.clear()
+    localize(build(), features(200), GRID, 20.0, config, progress=lambda *call: calls.append(call))
+    assert calls == [(200, 200)]
+
+
+def test_a_stream_keeps_no_more_candidates_than_the_limits_allow(monkeypatch):
+    held = []
+    add = module._BestOfLevels.add
+
+    def watched(self, part):
+        add(self, part)
+        held.append(sum(p.score.numel() for p in self.parts) / self.capacity)
+
+    monkeypatch.setattr(module._BestOfLevels, "add", watched)
+    candidates(build(), features(4000), InferenceConfig(chunk=256, pre_nms_topk=50, pre_nms_thresh=0.0, mode="anchor"))
+    assert len(held) > 10 and max(held) <= 2

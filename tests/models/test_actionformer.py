@@ -94,6 +94,56 @@ def test_unpadded_inference_equals_the_padded_original(goldens, name, case):
             torch.testing.assert_close(found[level][0, :count], wanted, **TOLERANCE)
 
 
+PADDED = {
+    "wide heads": {"head_kernel_size": 5},
+    "wider heads": {"head_kernel_size": 7, "head_num_layers": 3},
+    "wide embedding": {"embd_kernel_size": 21},
+    "wide embedding and heads": {"embd_kernel_size": 9, "head_kernel_size": 5, "backbone_arch": (3, 0, 2)},
+    "global attention": {"n_mha_win_size": (5, -1, 3), "use_rel_pe": True},
+    "positions": {"use_abs_pe": True},
+    "no norms": {"embd_with_ln": False, "fpn_with_ln": False, "head_with_ln": False, "head_kernel_size": 1},
+    "top-down": {"fpn_type": "fpn", "fpn_dim": 6},
+    "top-down, wide heads": {"fpn_type": "fpn", "fpn_dim": 6, "head_kernel_size": 7, "embd_kernel_size": 5},
+    "convolutions": {"backbone_type": "conv", "head_kernel_size": 5},
+    "convolutions, wide embedding": {"backbone_type": "conv", "embd_kernel_size": 11, "backbone_arch": (1, 1, 2)},
+    "scale of four": {"scale_factor": 4, "n_mha_win_size": (5, 5, 3)},
+    "one level": {"backbone_arch": (2, 1, 0), "regression_range": ((0, 100),), "head_kernel_size": 5},
+}
+
+
+@pytest.mark.parametrize(("most", "lengths"), [(64, range(1, 41)), (720, (350, 351, 352, 353, 697, 698, 699, 700))])
+@pytest.mark.parametrize("changes", PADDED.values(), ids=PADDED)
+def test_our_padding_gives_what_the_longest_padding_gives(changes, most, lengths):
+    """Lengths at every phase of the coarsest stride, those of one padded length in a batch, against the original's padding."""
+    settings = {
+        "input_dim": 3, "num_classes": 2, "embd_dim": 8, "fpn_dim": 8, "head_dim": 6, "n_head": 2, "n_mha_win_size": 5,
+        "backbone_arch": (2, 1, 2), "max_seq_len": most, "head_num_layers": 2,
+        "regression_range": ((0, 4), (4, 8), (8, 100)),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = ActionFormer(ActionFormerConfig(**(settings | changes))).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    features = torch.randn(max(lengths), 3, dtype=torch.float64)
+    ours: dict[int, list[tuple[torch.Tensor, torch.Tensor, int]]] = {}
+    for steps in lengths:
+        given, mask = model.padded(features[None, :steps], torch.ones(1, steps, dtype=torch.bool))
+        assert steps <= given.shape[1] <= model.config.original_length(steps)
+        ours.setdefault(given.shape[1], []).append((given, mask, steps))
+    for padded in ours.values():
+        given, mask = (torch.cat([part[i] for part in padded]) for i in range(2))
+        number = [part[2] for part in padded]
+        long = max(model.config.original_length(steps) for steps in number)
+        wide = torch.nn.functional.pad(given, (0, 0, 0, long - given.shape[1]))
+        wide_mask = torch.nn.functional.pad(mask, (0, long - given.shape[1]))
+        with torch.no_grad():
+            found, wanted = model(given, mask), model(wide, wide_mask)
+        for level, valid in enumerate(found.masks):
+            for a, b in ((found.class_logits, wanted.class_logits), (found.offsets, wanted.offsets)):
+                torch.testing.assert_close(a[level][valid], b[level][wanted.masks[level]], rtol=1e-9, atol=1e-9)
+
+
 def test_keys_and_shapes_of_the_released_thumos_model(goldens):
     expected = json.loads((goldens / "actionformer_thumos_state_dict.json").read_text())
     expected = expected.get("state_dict", expected.get("keys", expected)) if isinstance(expected, dict) else expected

@@ -12,7 +12,7 @@ def test_depth_starts_near_one():
     assert tau.min() > 0.9
 
 
-@pytest.mark.parametrize("budget", [0.1, 0.5, 0.93])
+@pytest.mark.parametrize("budget", [0.001, 0.1, 0.5, 0.93, 0.999])
 def test_the_dial_sets_the_mean_depth_of_each_recording_and_keeps_the_order(budget):
     torch.manual_seed(1)
     logits = 3 * torch.randn(3, 200)

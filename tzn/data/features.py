@@ -12,6 +12,8 @@ import numpy as np
 from tzn.config import DataConfig
 from tzn.errors import DataError
 
+NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK"
+
 
 class FeatureHeader(NamedTuple):
     """Shape ``(steps, channels)`` and dtype of a feature file."""
@@ -51,46 +53,71 @@ def load_features(path: str | Path, input_dim: int | None = None, *, npz_key: st
     return features
 
 
-def read_header(path: str | Path, *, npz_key: str = "feats") -> FeatureHeader:
-    """Shape and dtype of a feature file, without its values where the format allows it.
+def read_header(path: str | Path, input_dim: int | None = None, *, npz_key: str = "feats") -> FeatureHeader:
+    """Shape and dtype of a feature file, without its values; arguments as of :func:`load_features`.
 
     Raises:
         DataError: as :func:`load_features`, except for the values.
     """
     path = Path(path)
-    stored = _open(path, npz_key)
-    _check_shape(path, stored, None)
+    stored = _open(path, npz_key, header_only=True)
+    _check_shape(path, stored, input_dim)
     steps, channels = stored.shape
     return FeatureHeader(steps, channels, stored.dtype)
 
 
-def _open(path: Path, npz_key: str) -> np.ndarray:
-    """The stored array; ``.npy`` files are mapped, so only the header is read here."""
+class _Stored(NamedTuple):
+    """What a header says of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _open(path: Path, npz_key: str, header_only: bool = False) -> np.ndarray | _Stored:
+    """The stored array; ``.npy`` files are mapped and so cost their header only, of ``.npz`` it is read if asked for."""
     if not path.is_file():
         raise DataError(f"{path}: no such feature file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the feature file is empty (0 bytes)")
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            if npz_key not in loaded.files:
-                arrays = ", ".join(loaded.files) or "none"
-                raise DataError(f"{path}: no array {npz_key!r} (data.npz_key); the file has: {arrays}")
-            return loaded[npz_key]
+        with open(path, "rb") as file:
+            start = file.read(len(NPY_MAGIC))
+        if not start:
+            raise DataError(f"{path}: the feature file is empty (0 bytes)")
+        if start.startswith(ZIP_MAGIC):
+            return _open_npz(path, npz_key, header_only)
+        if start != NPY_MAGIC:
+            # NumPy would take it for pickled objects, and advise to load those.
+            raise DataError(
+                f"{path}: not a NumPy file: it starts with {start!r}, expected an array saved by numpy.save"
+            )
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except DataError:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError, SyntaxError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: truncated, damaged or not a NumPy file ({reason})") from None
+        text = " ".join(str(error).split())
+        if "objects in dtype" in text or "allow_pickle" in text:  # NumPy would advise to run code from the file
+            text = "it holds Python objects, expected numbers"
+        raise DataError(f"{path}: truncated, damaged or not a NumPy file ({text[:120]})") from None
 
 
-def _check_shape(path: Path, stored: np.ndarray, input_dim: int | None) -> None:
+def _open_npz(path: Path, npz_key: str, header_only: bool) -> np.ndarray | _Stored:
+    with np.load(path, allow_pickle=False) as loaded:
+        if npz_key not in loaded.files:
+            arrays = ", ".join(loaded.files) or "none"
+            raise DataError(f"{path}: no array {npz_key!r} (data.npz_key); the file has: {arrays}")
+        if not header_only:
+            return loaded[npz_key]  # type: ignore[no-any-return]
+    with zipfile.ZipFile(path) as archive, archive.open(f"{npz_key}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+        return _Stored(shape, dtype)
+
+
+def _check_shape(path: Path, stored: np.ndarray | _Stored, input_dim: int | None) -> None:
     shape = tuple(stored.shape)
     if stored.dtype.kind not in "fiu":
         raise DataError(f"{path}: features have dtype {stored.dtype}, expected real numbers")
-    if stored.ndim != 2:
+    if len(shape) != 2:
         raise DataError(f"{path}: features have shape {shape}, expected two dimensions [steps, channels]")
     if shape[0] == 0 or shape[1] == 0:
         raise DataError(f"{path}: features have shape {shape}: no steps, expected at least one")

@@ -2,13 +2,13 @@
 
 The same candidates, refinement and suppression as :func:`tzn.inference.localize.localize`, for a whole batch at once. Heads
 run at every point, because which points have candidates is known to the device only.
+On CUDA devices it needs the Triton kernels and, for suppression, the compiled CUDA library.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +16,8 @@ from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
-from tzn.inference.localize import LAPLACE_STD, limit_for
-from tzn.models import ActionFormer, Localizer, TemporalZoomNet
-from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid
-from tzn.ops import Crossings
+from tzn.inference.decode import decode, find_crossings, in_seconds, limit_for, mode_for, rated
+from tzn.models import Localizer
 
 WARM_UP = 3  # runs before a capture: kernels are compiled, libraries make their handles
 
@@ -30,26 +28,15 @@ class FixedDetections(NamedTuple):
     segments: Tensor  # [B, K, 2] grid steps
     std: Tensor | None  # [B, K, 2] of the candidates picked, in grid steps; None: the model knows none
     scores: Tensor  # [B, K]
-    labels: Tensor  # [B, K] int32
+    labels: Tensor  # [B, K] int64
     count: Tensor  # type: ignore[assignment]  # [B] int64
 
     def recording(self, row: int, grid: TimeGrid, duration: float) -> Detections:
         """One recording's detections in seconds, clipped to its ``duration``; waits for the device."""
-        number = int(self.count[row])
-        seconds = grid.to_seconds(self.segments[row, :number].double().cpu().numpy())
-        std = None if self.std is None else self.std[row, :number].double().cpu().numpy() * grid.step
-        scores, labels = (x[row, :number].cpu() for x in (self.scores, self.labels))
-        return Detections(np.clip(seconds, 0.0, duration), scores.double().numpy(), labels.long().numpy(), std)
-
-
-class _Heads(NamedTuple):
-    points: PointGrid
-    levels: int
-    scores: Tensor  # [B, P, C] float32, 0 where padded
-    offset: Tensor  # [B, P, 2] grid steps
-    offset_std: Tensor | None
-    starts: Crossings | None
-    ends: Crossings | None
+        count = int(self.count[row])
+        std = None if self.std is None else self.std[row, :count]
+        found = (x[row, :count] for x in (self.segments, self.scores, self.labels))
+        return in_seconds(*found, std, grid, duration)
 
 
 @torch.no_grad()
@@ -64,81 +51,34 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
     Raises:
         ValueError: mode "pair".
     """
-    heads = (
-        _actionformer(model, features, mask)
-        if isinstance(model, ActionFormer)
-        else _zoom(model, features, mask, config)
-    )
-    steps, classes = features.shape[1], heads.scores.shape[2]
-    found = ops.select_candidates_padded(
-        heads.scores, heads.points.level, heads.levels, min_score=config.pre_nms_thresh,
+    points = model.points(features, mask, budget=config.budget)
+    mode = mode_for(points, config)
+    if mode == "pair":
+        raise ValueError("inference.mode = 'pair': expected 'refine' or 'anchor' for inference of fixed capacity")
+    steps, classes = features.shape[1], points.scores.shape[2]
+    candidates = ops.select_candidates_padded(
+        points.scores, points.grid.level, len(model.config.strides), min_score=config.pre_nms_thresh,
         topk=limit_for(config.pre_nms_topk, steps),
     )  # fmt: skip
-    both = found.point.unsqueeze(-1).expand(-1, -1, 2)
-    offset = heads.offset.gather(1, both)
-    std = offset if heads.offset_std is None else heads.offset_std.gather(1, both)
-    segments, std = ops.decode_segments(
-        heads.points.position[found.point], offset, std, heads.starts, heads.ends, snap_sigmas=config.snap_sigmas
-    )
-    length = segments[..., 1] - segments[..., 0]
-    score = found.score
-    if config.quality > 0 and heads.offset_std is not None:
-        overlap = (length / (length + std.sum(-1) / LAPLACE_STD)).clamp(0, 1)
-        score = score * overlap**config.quality
-    score = torch.where((length > config.duration_thresh) & (found.label >= 0), score, -torch.inf)
+    pairs = candidates.point.unsqueeze(-1).expand(-1, -1, 2)
+    offset, offset_std = (None if x is None else x.gather(1, pairs) for x in points.offsets())
+    assert offset is not None
+    crossings = None
+    if mode == "refine":
+        assert points.fields is not None
+        crossings = find_crossings(*points.fields(), mask, config, ops.boundary_crossings)
+    position = points.grid.position[candidates.point]
+    segments, std = decode(position, offset, offset_std, crossings, config, ops.decode_segments)
+    score, long = rated(segments, std, candidates.score, config)
+    score = torch.where(long & (candidates.label >= 0), score, -torch.inf)
     picks = ops.nms_padded(
-        segments, score, found.label, classes, limit_for(config.max_segments, steps),
+        segments, score, candidates.label, classes, limit_for(config.max_segments, steps),
         method={"soft": "gaussian"}.get(config.nms, config.nms), multiclass=config.multiclass,
         iou_threshold=config.iou_threshold, sigma=config.sigma, min_score=config.min_score,
         voting_thresh=config.voting_thresh,
     )  # fmt: skip
-    chosen = None if heads.offset_std is None else std.gather(1, picks.index.unsqueeze(-1).expand(-1, -1, 2))
-    return FixedDetections(picks.segments, chosen, picks.score, picks.label, picks.num_kept)
-
-
-def _zoom(model: TemporalZoomNet, features: Tensor, mask: Tensor, config: InferenceConfig) -> _Heads:
-    mode = config.mode if model.boundary_head is not None else "anchor"
-    if mode == "pair":
-        raise ValueError("inference.mode = 'pair': expected 'refine' or 'anchor' for inference of fixed capacity")
-    trunk = model.trunk(features, mask, budget=config.budget)
-    logits = model.class_head(trunk.point_features, trunk.point_mask)
-    offset, scale = model.offset_head(trunk)
-    stride = trunk.points.stride.unsqueeze(-1)
-    starts = ends = None
-    if mode == "refine":
-        assert model.boundary_head is not None and trunk.boundary_features is not None
-        distance, spread = model.boundary_head(trunk.boundary_features, mask)
-        starts, ends = _crossings(distance, spread, mask, config)
-    scores = logits.float().sigmoid() * trunk.point_mask.unsqueeze(-1)
-    return _Heads(
-        trunk.points, model.config.num_levels, scores, offset * stride, LAPLACE_STD * scale * stride, starts, ends
-    )
-
-
-def _crossings(distance: Tensor, scale: Tensor, mask: Tensor, config: InferenceConfig) -> tuple[Crossings, Crossings]:
-    """Start and end crossings of ``[B, F, T]`` fields."""
-    if distance.shape[1] == 1:  # region field: negative inside, so its falling crossings are starts
-        distance, scale = torch.cat([-distance, distance], dim=1), scale.expand(-1, 2, -1)
-    votes = 1 if config.estimator == "crossing" else 2 * config.vote_window + 1
-    inflation = (1 + (votes - 1) * config.vote_correlation) ** 0.5
-    found = []
-    for side in range(2):
-        crossings = ops.boundary_crossings(
-            distance[:, side], scale[:, side], estimator=config.estimator, vote_window=config.vote_window,
-            min_slope=config.min_slope, mask=mask,
-        )  # fmt: skip
-        found.append(crossings._replace(std=crossings.std * inflation))
-    return found[0], found[1]
-
-
-def _actionformer(model: ActionFormer, features: Tensor, mask: Tensor) -> _Heads:
-    outputs = model(*model.padded(features, mask))
-    logits, valid = flatten_levels(outputs.class_logits, outputs.masks)
-    offsets, _ = flatten_levels(outputs.offsets, outputs.masks)
-    lengths = [level.shape[1] for level in outputs.masks]
-    points = point_grid(lengths, model.config.strides, model.config.regression_range, features.device)
-    scores = logits.float().sigmoid() * valid.unsqueeze(-1)
-    return _Heads(points, len(lengths), scores, offsets.float() * points.stride.unsqueeze(-1), None, None, None)
+    std = None if std is None else std.gather(1, picks.index.unsqueeze(-1).expand(-1, -1, 2))
+    return FixedDetections(picks.segments, std, picks.score, picks.label, picks.num_kept)
 
 
 class GraphedDetector:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tzn.models.actionformer_layers import ChannelNorm, ConvBlock, MaskedConv1d, Scale, TransformerBlock
 from tzn.models.config import ActionFormerConfig
+from tzn.nn.pyramid import Points, flatten_levels, point_grid
 
 
 class ActionFormerOutputs(NamedTuple):
@@ -50,15 +51,43 @@ class ActionFormer(nn.Module):
         levels = self.neck(levels, masks)
         return ActionFormerOutputs(self.cls_head(levels, masks), self.reg_head(levels, masks), masks, levels)
 
+    depth_predictor = None
+    receptive_radius = None  # positions and global attention reach everywhere: a recording is read as a whole
+
+    def depth_logits(self, features: Tensor, mask: Tensor) -> Tensor:
+        raise ValueError("ActionFormer has no depth to budget: every token runs every layer")
+
+    def points(
+        self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None
+    ) -> Points:
+        """What inference decodes. Every token has the depth 1: ``budget`` and ``depth_shift`` change nothing."""
+        outputs = self(*self.padded(features, mask))
+        logits, valid = flatten_levels(outputs.class_logits, outputs.masks)
+        offsets, _ = flatten_levels(outputs.offsets, outputs.masks)
+        lengths = [level.shape[1] for level in outputs.masks]
+        grid = point_grid(lengths, self.config.strides, self.config.regression_range, features.device)
+        offsets = offsets.float() * grid.stride.unsqueeze(-1)
+
+        def at(rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+            return offsets if rows is None else offsets.flatten(0, 1)[rows], None
+
+        scores = logits.float().sigmoid() * valid.unsqueeze(-1)
+        return Points(grid, valid, scores, torch.ones(mask.shape, device=features.device), at, None)
+
     def padded(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Zero-pad so that each level ends as it does in the original, which pads to ``max_seq_len`` or its multiple.
 
         Padding is not neutral in ActionFormer: a padded step holds the norms' biases, and the next convolution reads it.
-        Its amount is, so one padded step per level is enough; none where the original has none.
+        How much there is beyond what a kernel reads does not matter: every convolution zeroes what is padded, so nothing
+        travels from one padded step to another. Nothing is padded where the original has no padding.
         """
         steps, coarsest = features.shape[1], self.config.strides[-1]
-        original = self.config.original_length(steps)
-        wanted = min(original, -(-steps // coarsest) * coarsest + coarsest)
+        # What a kernel of k reads beyond the last valid step is k // 2; blocks and neck have kernels of 3 or scale + 1.
+        read = max(self.config.head_kernel_size // 2, self.config.scale_factor // 2, 1)
+        needed = max((-(-steps // stride) + read) * stride for stride in self.config.strides)
+        if self.config.backbone_arch[0]:
+            needed = max(needed, steps + self.config.embd_kernel_size // 2)
+        wanted = min(self.config.original_length(steps), -(-needed // coarsest) * coarsest)
         extra = wanted - steps
         return F.pad(features, (0, 0, 0, extra)), F.pad(mask, (0, extra))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,11 @@ from tzn import ops
 from tzn.models.config import TemporalZoomNetConfig
 from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift, depth_from_logits
 from tzn.nn.conv import Conv3, ConvTower
-from tzn.nn.pyramid import PointGrid, Pyramid, TopDown, flatten_levels, point_grid
+from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, flatten_levels, point_grid
 
-MIN_OFFSET_SCALE = 0.02  # strides
+# Strides; keeps the likelihood bounded where offsets can be exact. Below what models learn: the smallest scale that the
+# pretrained HAPT model gives at any point of four recordings is 0.054.
+MIN_OFFSET_SCALE = 0.02
 
 
 class Depths(NamedTuple):
@@ -79,9 +82,11 @@ class TemporalZoomNet(nn.Module):
                 c.boundary_width, fields, c.boundary_width, c.boundary_layers, c.boundary_radius
             )
 
-    def forward(self, features: Tensor, mask: Tensor) -> Outputs:
-        """Dense outputs for training. ``features`` ``[B, T, input_dim]``, ``mask`` ``[B, T]`` bool (True: valid)."""
-        trunk = self.trunk(features, mask)
+    def forward(self, features: Tensor, mask: Tensor, tau: Tensor | None = None) -> Outputs:
+        """Dense outputs for training. ``features`` ``[B, T, input_dim]``, ``mask`` ``[B, T]`` bool (True: valid); ``tau``
+        as in :meth:`trunk`.
+        """
+        trunk = self.trunk(features, mask, tau=tau)
         class_logits = self.class_head(trunk.point_features, trunk.point_mask)
         offsets, offset_scale = self.offset_head(trunk)
         distance = scale = None
@@ -89,18 +94,61 @@ class TemporalZoomNet(nn.Module):
             distance, scale = self.boundary_head(trunk.boundary_features, mask)
         return Outputs(trunk, class_logits, offsets, offset_scale, distance, scale)
 
-    def trunk(
+    def points(
         self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None
-    ) -> Trunk:
+    ) -> Points:
+        """Class scores everywhere, the other heads where inference asks for them. Arguments as in :meth:`trunk`."""
+        trunk = self.trunk(features, mask, budget=budget, depth_shift=depth_shift)
+        logits = self.class_head(trunk.point_features, trunk.point_mask)
+        return Points(
+            trunk.points,
+            trunk.point_mask,
+            logits.float().sigmoid() * trunk.point_mask.unsqueeze(-1),
+            trunk.depths.tau,
+            partial(self._offsets, trunk),
+            None if self.boundary_head is None else partial(self._boundary_fields, trunk),
+        )
+
+    def _offsets(self, trunk: Trunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        stride = trunk.points.stride
+        if rows is None:
+            offset, scale = self.offset_head(trunk)
+        else:
+            offset, scale = self.offset_head.at(trunk, rows)
+            stride = stride[rows % stride.shape[0]]
+        return offset * stride.unsqueeze(-1), LAPLACE_STD * scale * stride.unsqueeze(-1)
+
+    def _boundary_fields(self, trunk: Trunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        head, features, mask = self.boundary_head, trunk.boundary_features, trunk.mask
+        assert head is not None and features is not None
+        if rows is None:
+            distance, scale = head(features, mask)
+        else:
+            packed = torch.stack(head.at(features, mask, rows))
+            fields = packed.new_full((2, mask.numel(), packed.shape[2]), float("nan"))
+            fields[:, rows] = packed
+            distance, scale = fields.unflatten(1, mask.shape).transpose(2, 3)
+        if (
+            head.num_fields == 1
+        ):  # region field: negative inside, so starts are its falling and ends its rising crossings
+            distance, scale = torch.cat([-distance, distance], dim=1), scale.expand(-1, 2, -1)
+        return distance, scale
+
+    def trunk(
+        self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None,
+        tau: Tensor | None = None,
+    ) -> Trunk:  # fmt: skip
         """Everything before the heads.
 
         Args:
             budget: mean depth of each recording to run at; None: as trained.
             depth_shift: ``[B, 1]``, added to the logits of tau; what the budget dial turns, for callers that see only a
                 part of a recording (see :meth:`depth_logits`).
+            tau: ``[B, T]`` in [0, 1], depths given in place of the predictor's; ``budget`` and ``depth_shift`` have no
+                meaning then.
         """
         x = self._shallow_features(features, mask)
-        depths = self._depths(x, mask, budget, depth_shift)
+        depths = self._depths(x, mask, budget, depth_shift, tau)
         for layer, block in enumerate(self.refinement):
             x = block(x, mask, depths.gates[..., layer])
         levels, masks = self.pyramid(x, mask)
@@ -124,14 +172,19 @@ class TemporalZoomNet(nn.Module):
             x = block(x, mask)
         return x
 
-    def _depths(self, x: Tensor, mask: Tensor, budget: float | None, shift: Tensor | None) -> Depths:
-        if self.depth_predictor is None:
-            ones = torch.ones(x.shape[:2], device=x.device)
-            return Depths(ones, ones.unsqueeze(-1)[..., :0])
-        logits = self.depth_predictor(x)
-        if budget is not None:
-            shift = budget_shift(logits, mask, budget)
-        tau = depth_from_logits(logits if shift is None else logits + shift)
+    def _depths(
+        self, x: Tensor, mask: Tensor, budget: float | None, shift: Tensor | None, tau: Tensor | None
+    ) -> Depths:
+        if tau is None and self.depth_predictor is None:
+            tau = torch.ones(x.shape[:2], device=x.device)
+        if tau is None:
+            assert self.depth_predictor is not None
+            logits = self.depth_predictor(x)
+            if budget is not None:
+                shift = budget_shift(logits, mask, budget)
+            tau = depth_from_logits(logits if shift is None else logits + shift)
+        if not self.refinement:
+            return Depths(tau, tau.unsqueeze(-1)[..., :0])
         return Depths(tau, ops.depth_gates(tau, self.config.refinement_layers))
 
     @property
@@ -192,9 +245,9 @@ class OffsetHead(nn.Module):
 
     def at(self, trunk: Trunk, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same ``[N, 2]`` at flattened ``[B * P]`` points only."""
-        hidden, slots = self.tower.hidden_neighbours(trunk.point_features, trunk.point_mask, rows)
+        hidden, neighbours = self.tower.hidden_neighbours(trunk.point_features, trunk.point_mask, rows)
         level = trunk.points.level[rows % trunk.point_mask.shape[1]]
-        return self._decode(self.tower.output.at(hidden, slots), self.scale.at(hidden, slots), level)
+        return self._decode(self.tower.output.at(hidden, neighbours), self.scale.at(hidden, neighbours), level)
 
     def _decode(self, raw: Tensor, spread: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         offsets = F.softplus(raw.float() * self.level_scale[level].unsqueeze(-1))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# How far the sigmoid is stretched beyond [0, 1] before it is clamped.
-STRETCH = 0.05
+STRETCH = 0.05  # how far the sigmoid is stretched beyond [0, 1] before it is clamped
+SATURATION = math.log((1 + STRETCH) / STRETCH)  # the logit from which tau is 1; below its negative tau is 0
 
 
 def depth_from_logits(logits: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ def budget_shift(logits: Tensor, mask: Tensor, budget: float, iterations: int = 
     if budget == 1:
         return torch.full_like(logits[:, :1], float("inf"))
     steps = mask.sum(1, keepdim=True).clamp(min=1)
-    bound = logits.abs().amax() + 40.0
+    bound = logits.abs().amax() + SATURATION  # shifted that far, every token has depth 0, or every one depth 1
     low, high = -bound.expand(logits.shape[0], 1), bound.expand(logits.shape[0], 1)
     for _ in range(iterations):
         middle = 0.5 * (low + high)

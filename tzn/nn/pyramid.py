@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tzn.nn.block import VariableDepthBlock
+
+LAPLACE_STD = 2**0.5  # standard deviation of a Laplace variable of scale 1
 
 
 class PointGrid(NamedTuple):
@@ -18,6 +20,33 @@ class PointGrid(NamedTuple):
     stride: Tensor  # [P] float32
     level: Tensor  # [P] int64
     ranges: Tensor  # [P, 2] float32, regression range in grid steps
+
+
+class Offsets(Protocol):
+    """Left and right lengths of segments, and their standard deviations (None: the model knows none), in grid steps."""
+
+    def __call__(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """``[B, P, 2]`` everywhere, or ``[N, 2]`` at ascending ``rows`` ``[N]`` of the flattened ``[B * P]`` points."""
+        ...
+
+
+class BoundaryFields(Protocol):
+    """Signed distances to the nearest start and end, and their Laplace scales, in grid steps."""
+
+    def __call__(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``[B, 2, T]`` each; with ascending ``rows`` ``[N]`` of the flattened ``[B * T]`` steps, NaN at all others."""
+        ...
+
+
+class Points(NamedTuple):
+    """What every localizer says about a batch, for inference to decode: class scores of all points, the rest on demand."""
+
+    grid: PointGrid
+    mask: Tensor  # [B, P]
+    scores: Tensor  # [B, P, C] float32 class probabilities, 0 where padded
+    depth: Tensor  # [B, T] depth of each step in [0, 1]
+    offsets: Offsets
+    fields: BoundaryFields | None  # None: the model has no boundary fields
 
 
 class Pyramid(nn.Module):

@@ -1,0 +1,135 @@
+"""Every ``tzn`` command of README.md runs as it stands there, in a folder with small files of those names."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+import torch
+
+from tzn.cli import main
+from tzn.config_loading import dump_config, load_config
+from tzn.models import build_model
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = README.parent
+
+# Command, or its beginning: why it is not run here.
+NOT_RUN: dict[str, str] = {}
+SHORTER = {"training.epochs=30": "training.epochs=2"}
+# Overrides that make the configurations of the README small enough for a test.
+SMALL_ACTIONFORMER = [
+    "actionformer.input_dim=6", "actionformer.num_classes=3", "actionformer.embd_dim=16", "actionformer.fpn_dim=16",
+    "actionformer.head_dim=16", "actionformer.max_seq_len=576", "data.max_length=576", "training.epochs=2",
+    "training.warmup_epochs=1", "training.batch_size=4", "data.train_subset=training",
+]  # fmt: skip
+
+
+def _commands() -> list[str]:
+    """``tzn`` commands in fenced blocks and, with arguments, in the text."""
+    text = README.read_text()
+    fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, flags=re.S | re.M))
+    lines = [line for line in fenced.splitlines() if line.startswith("tzn ")]
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.S | re.M)
+    inline = [" ".join(span.split()) for span in re.findall(r"`(tzn [^`]*)`", prose)]
+    # "tzn score" names a command; "tzn info" is a whole one, and so is whatever has an input and nothing left open.
+    whole = [c for c in inline if c == "tzn info" or (len(c.split()) > 3 and not re.search(r"…|\||[A-Z]{4}", c))]
+    return list(dict.fromkeys(lines + whole))
+
+
+def _argv(command: str) -> list[str]:
+    return [SHORTER.get(word, word) for word in shlex.split(command, comments=True)[1:]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with what the commands name."""
+    place = tmp_path_factory.mktemp("readme")
+    (place / "configs").mkdir()
+    rng = np.random.default_rng(0)
+
+    for name in ("mydata", "thumos14", "anet", "hapt"):
+        small_run.small_data(place / name)
+        path = place / name / "annotations.json"
+        content = json.loads(path.read_text())
+        entry = next(e for e in content["database"].values() if e["subset"] == "test")
+        rec1 = next(key for key, value in content["database"].items() if value is entry)
+        content["database"] = {"rec1" if k == rec1 else k: v for k, v in content["database"].items()}
+        for i, e in enumerate(content["database"].values()):
+            e["fps"] = (10.0, 11.988)[i % 2] if name == "thumos14" else 10.0
+        path.write_text(json.dumps(content))
+        shutil.move(place / name / f"features/{rec1}.npy", place / name / "features/rec1.npy")
+    shutil.copytree(place / "thumos14/features", place / "i3d_features")
+    shutil.copy(place / "thumos14/annotations.json", place / "thumos14.json")
+    np.savetxt(place / "phone.csv", rng.normal(size=(700, 6)), delimiter=",")
+
+    (place / "my.yaml").write_text(dump_config(small_run.small_config()))
+    student = small_run.small_config("training.epochs=2", "data.fps=10")
+    (place / "configs/hapt_student.yaml").write_text(dump_config(student))
+    thumos = load_config(ROOT / "configs/actionformer_thumos14_i3d.yaml", SMALL_ACTIONFORMER)
+    (place / "configs/actionformer_thumos14_i3d.yaml").write_text(dump_config(thumos))
+    torch.manual_seed(0)
+    weights = {f"module.{k}": v for k, v in build_model(thumos.model).state_dict().items()}
+    torch.save({"epoch": 35, "state_dict": weights, "state_dict_ema": weights}, place / "epoch_034.pth.tar")
+
+    database = json.loads((place / "thumos14.json").read_text())["database"]
+    rows = [(name, a) for name, e in database.items() for a in e["annotations"]]
+    result = {
+        "video-id": [name for name, _ in rows], "t-start": [a["segment"][0] for _, a in rows],
+        "t-end": [a["segment"][1] for _, a in rows], "label": [a["label_id"] for _, a in rows],
+        "score": [0.5] * len(rows),
+    }  # fmt: skip
+    (place / "eval_results.pkl").write_bytes(pickle.dumps(result))
+    names = sorted({a["label"] for _, a in rows})
+    scores = {"class": names, "results": {name: [0.5] * len(names) for name in database}}
+    with gzip.open(place / "cuhk_val_simp_share.json.gz", "wt") as file:
+        json.dump(scores, file)
+    _train_others(place)
+    return place
+
+
+def _train_others(place: Path) -> None:
+    """The runs that the README takes for granted."""
+    from tzn.training import train
+
+    one_class = small_run.small_config("training.epochs=2", "data.single_class=true", "model.num_classes=1")
+    train(one_class, place / "anet", place / "runs/anet", accelerator="cpu", progress=False)
+    train(
+        small_run.small_config("training.epochs=2"),
+        place / "hapt",
+        place / "runs/hapt",
+        accelerator="cpu",
+        progress=False,
+    )
+
+
+def test_every_command_of_the_readme_runs(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    commands = _commands()
+    assert len(commands) > 12
+    for command in commands:
+        if any(command.startswith(begin) for begin in NOT_RUN):
+            continue
+        assert main(_argv(command)) == 0, f"{command}\n{capsys.readouterr().err}"
+        capsys.readouterr()
+    assert all(any(c.startswith(begin) for c in commands) for begin in NOT_RUN), "a reason without its command"
+    for result in ("predictions.json", "traces/rec1.npz", "plots/rec1.png", "detad.json"):
+        assert (place / result).stat().st_size
+
+
+def test_a_command_that_cannot_run_is_noticed(place, monkeypatch, capsys):
+    """The command as the README once had it: no rate for recordings of several rates."""
+    monkeypatch.chdir(place)
+    convert = next(c for c in _commands() if "--to checkpoint" in c)
+    assert main(_argv(convert)) == 0
+    capsys.readouterr()
+    assert main(_argv("tzn predict thumos.ckpt i3d_features/ --out again.json")) == 2
+    assert "--annotations FILE" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""From scored points to segments: what inference step by step (``localize``) and with fixed capacity (``fixed``) share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tzn.config import InferenceConfig
+from tzn.data.grid import TimeGrid
+from tzn.detections import Detections
+from tzn.nn.pyramid import LAPLACE_STD, Points
+from tzn.ops import Crossings, Segments
+
+LIMIT_STEPS = 16384  # pre_nms_topk and max_segments hold for every started stretch of this length
+
+
+def limit_for(limit: int, steps: int) -> int:
+    """Scales a limit with every started LIMIT_STEPS steps."""
+    return limit * max(-(-steps // LIMIT_STEPS), 1)
+
+
+def mode_for(points: Points, config: InferenceConfig) -> str:
+    """How segments are found: without boundary fields from the anchor-free offsets alone."""
+    return "anchor" if points.fields is None else config.mode
+
+
+def find_crossings(
+    distance: Tensor, scale: Tensor, mask: Tensor, config: InferenceConfig, boundary_crossings: Callable[..., Crossings]
+) -> tuple[Crossings, Crossings]:
+    """Start and end crossings of ``[B, 2, T]`` fields where ``mask`` ``[B, T]`` is True, found by this form of the op."""
+    votes = 1 if config.estimator == "crossing" else 2 * config.vote_window + 1
+    inflation = (1 + (votes - 1) * config.vote_correlation) ** 0.5
+    starts, ends = (
+        boundary_crossings(
+            distance[:, side], scale[:, side], estimator=config.estimator, vote_window=config.vote_window,
+            min_slope=config.min_slope, mask=mask,
+        )
+        for side in range(2)
+    )  # fmt: skip
+    return starts._replace(std=starts.std * inflation), ends._replace(std=ends.std * inflation)
+
+
+def decode(
+    position: Tensor, offset: Tensor, offset_std: Tensor | None, crossings: tuple[Crossings, Crossings] | None,
+    config: InferenceConfig, decode_segments: Callable[..., Segments],
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Segments ``[..., N, 2]`` of points and offsets, refined by crossings, with standard errors, by this form of the op."""
+    starts, ends = crossings or (None, None)
+    std = torch.zeros_like(offset) if offset_std is None else offset_std
+    segments, std = decode_segments(position, offset, std, starts, ends, snap_sigmas=config.snap_sigmas)
+    return segments, None if offset_std is None else std
+
+
+def rated(segments: Tensor, std: Tensor | None, scores: Tensor, config: InferenceConfig) -> tuple[Tensor, Tensor]:
+    """Scores with the quality of the ends in them, and which segments are long enough, each ``[..., N]``."""
+    length = segments[..., 1] - segments[..., 0]
+    if config.quality > 0 and std is not None:
+        # Expected overlap with the truth: the share of the length that the ends' mean absolute errors leave.
+        overlap = (length / (length + std.sum(-1) / LAPLACE_STD)).clamp(0, 1)
+        scores = scores * overlap**config.quality
+    return scores, length > config.duration_thresh
+
+
+def in_seconds(
+    segments: Tensor, scores: Tensor, labels: Tensor, std: Tensor | None, grid: TimeGrid, duration: float
+) -> Detections:
+    """Detections in grid steps as those of a recording of ``duration`` seconds, which they are clipped to."""
+    seconds = grid.to_seconds(segments.double().cpu().numpy())
+    errors = None if std is None else std.double().cpu().numpy() * grid.step
+    return Detections(
+        np.clip(seconds, 0.0, duration), scores.double().cpu().numpy(), labels.long().cpu().numpy(), errors
+    )
