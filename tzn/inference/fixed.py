@@ -88,7 +88,7 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
         score = score * overlap**config.quality
     score = torch.where((length > config.duration_thresh) & (found.label >= 0), score, -torch.inf)
     picks = padded.batched_nms(
-        segments, score, found.label, classes, limit_for(config.max_segments, steps),
+        segments, score, found.label, classes, limit_for(config.segment_limit, steps),
         method={"soft": "gaussian"}.get(config.nms, config.nms), multiclass=config.multiclass,
         iou_threshold=config.iou_threshold, sigma=config.sigma, min_score=config.min_score,
         voting_thresh=config.voting_thresh,

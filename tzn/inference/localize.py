@@ -296,7 +296,7 @@ def suppress(raw: Raw, grid: TimeGrid, duration: float, config: InferenceConfig)
     # Where no kernel suppresses on the device, the CPU's does it faster than one operator after the other.
     home = raw.segments.device if ops.choose_backend(raw.segments.device) == "triton" else torch.device("cpu")
     segments, scores, labels = raw.segments.to(home), raw.scores.to(home), raw.labels.to(home)
-    most = limit_for(config.max_segments, raw.trace.depth.shape[0])
+    most = limit_for(config.segment_limit, raw.trace.depth.shape[0])
     if config.nms != "none":
         segments, scores, labels = ops.batched_nms(
             segments, scores, labels, config.iou_threshold, config.min_score, most,
