@@ -75,14 +75,14 @@ class Checked:
 
 
 @cache
-def hints(section: type) -> dict[str, Any]:
+def hints(section: Any) -> dict[str, Any]:
     """Annotations of a section's fields by name."""
     every = typing.get_type_hints(section, include_extras=True)
     return {field.name: every[field.name] for field in dataclasses.fields(section)}
 
 
 @cache
-def _adapter(section: type, name: str) -> Any:
+def _adapter(section: Any, name: str) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     # An override such as training.precision=32 or data.validation=[12] reads as a number.
