@@ -39,6 +39,7 @@ class DataConfig(Checked):
         feat_stride: raw frames from one feature step to the next.
         num_frames: raw frames that one feature step sees.
         fps: raw frames per second; ``None`` takes each recording's own from the annotations.
+        usual_fps: of recordings that have none of their own; ``None``: training puts the rate that its recordings share.
         fixed_length: resize every recording's features linearly to this many steps (ActivityNet practice).
         train_subset: subset name of the training recordings (case-insensitive).
         test_subset: subset name of the test recordings.
@@ -63,6 +64,7 @@ class DataConfig(Checked):
     feat_stride: Positive = 1.0
     num_frames: AtLeastZero = 1.0
     fps: Positive | None = None
+    usual_fps: Positive | None = None
     fixed_length: Steps | None = None
     train_subset: str = "training"
     test_subset: str = "test"
@@ -168,7 +170,9 @@ class InferenceConfig(Checked):
         duration_thresh: candidates need more than this length, in steps.
         nms: "soft" (Gaussian), "linear", "hard" or "none".
         multiclass: suppress each class on its own.
-        iou_threshold, min_score, max_segments, sigma, voting_thresh: of the suppression, see
+        max_segments: most detections of every started 16,384 steps; ``None``: training puts a number that follows the
+            density of its annotations, at least 200.
+        iou_threshold, min_score, sigma, voting_thresh: of the suppression, see
             :func:`tzn.ops.batched_nms`.
         chunk: recordings longer than this many steps stream through in chunks with exact overlap.
     """

@@ -23,6 +23,8 @@ SECTIONS: dict[str, type[Checked]] = {
         TemporalZoomNetConfig, DataConfig, TrainingConfig, InferenceConfig, EvaluationConfig, ActionFormerConfig,
     )
 }  # fmt: skip
+# Of the section "data", what only training crops go through.
+AUGMENTATION = ("max_length", "crop_ratio", "trunc_thresh", "noise", "gain", "stretch")
 PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
 
 
@@ -53,6 +55,23 @@ def override_config(config: ExperimentConfig, overrides: Sequence[str]) -> Exper
     sections = _sections(config_to_dict(config), "configuration")
     _apply(sections, overrides)
     return _build(sections, f"overrides {' '.join(overrides)}")
+
+
+def override_trained(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """:func:`override_config` for the configuration of a trained network.
+
+    Raises:
+        ConfigError: also an override that would change nothing, as the network is made and trained.
+    """
+    changed = override_config(config, overrides)
+    for override in overrides:
+        section, name, _ = _parse_override(override)
+        if section not in ("data", "inference", "evaluation") or (section == "data" and name in AUGMENTATION):
+            raise ConfigError(
+                f"override {shown(override)}: has no effect on a trained network; expected one of data, inference or evaluation"
+                " that matters after training"
+            )
+    return changed
 
 
 def config_from_dict(content: Mapping[str, Any]) -> ExperimentConfig:
