@@ -1,4 +1,7 @@
-"""The ``tzn`` command: parses arguments, calls the package, prints results. Exit code 0: done, 2: a clear error, 128 + n: signal n."""
+"""The ``tzn`` command: parses arguments, calls the package, prints results.
+
+Exit code 0: done, 2: a clear error, 128 + n: ended by signal n.
+"""
 
 from __future__ import annotations
 

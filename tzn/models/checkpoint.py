@@ -115,10 +115,12 @@ def localizer(config: dict[str, Any], classes: list[Any], weights: Mapping[str, 
         raise CheckpointError(
             f"names {len(classes)} classes, expected the {settings.num_classes} texts of {settings.section}.num_classes"
         )
-    with torch.device(
-        "meta"
-    ):  # shapes only: a hostile configuration takes no memory before its weights are seen to fit
-        expected = build_model(settings).state_dict()
+    try:
+        # Shapes only: a hostile configuration takes no memory before its weights are seen to fit.
+        with torch.device("meta"):
+            expected = build_model(settings).state_dict()
+    except RuntimeError as error:
+        raise CheckpointError(f"configuration of an impossible network: {' '.join(str(error).split())[:200]}") from None
     problems = _misfits(weights, expected)
     if problems:
         raise CheckpointError(f"weights do not fit their configuration: {'; '.join(problems)}")
