@@ -60,7 +60,8 @@ class Checked:
         try:
             if _has_bool(value) != (hint is bool):
                 raise TypeError
-            return _adapter(cls, name).validate_python(value)
+            kind: Any = cls
+            return _adapter(kind, name).validate_python(value)
         except (ValidationError, TypeError, RecursionError):
             pass
         raise ConfigError(f"{cls.section}.{name} = {shown(value)}: expected {describe(hint)}")
@@ -74,9 +75,13 @@ class Checked:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
-@cache
 def hints(section: Any) -> dict[str, Any]:
     """Annotations of a section's fields by name."""
+    return _hints(section)
+
+
+@cache
+def _hints(section: Any) -> dict[str, Any]:
     every = typing.get_type_hints(section, include_extras=True)
     return {field.name: every[field.name] for field in dataclasses.fields(section)}
 

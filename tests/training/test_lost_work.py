@@ -44,8 +44,14 @@ def _start(arguments: list[str], **settings) -> subprocess.Popen:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
 
 
+def _finish(arguments: list[str]) -> None:
+    process = _start(arguments)
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+
+
 def _wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.time() + 200
+    deadline = time.time() + 400
     while not path.is_file() and process.poll() is None and time.time() < deadline:
         time.sleep(0.02)
     assert path.is_file(), process.communicate()
@@ -70,23 +76,23 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 def whole(data, config, tmp_path_factory) -> Path:
     """A run that nobody stopped."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(_command(config, data, out, "training.epochs=12")) == 0
+    _finish(_command(config, data, out, "training.epochs=8"))
     return out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
 def test_a_stopped_run_says_so_and_resumes_to_the_same_weights(data, config, whole, tmp_path, capfd, number, code):
     out = tmp_path / "run"
-    process = _start(_command(config, data, out, "training.epochs=12"))
+    process = _start(_command(config, data, out, "training.epochs=8"))
     _wait_for(out / "checkpoints" / "last.ckpt", process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == code, errors
     said = [line for line in errors.splitlines() if line.startswith("tzn ")]
     assert said == ["tzn train: stopped; continue with --resume"] and "Traceback" not in errors
-    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] < 11, "over before it was stopped"
+    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] < 7, "over before it was stopped"
     assert not list(out.rglob("*.tmp"))
-    assert main(_command(config, data, out, "training.epochs=12", "--resume")) == 0
+    _finish(_command(config, data, out, "training.epochs=8", "--resume"))
     expected, resumed = _weights(whole), _weights(out)
     for name in expected:
         torch.testing.assert_close(resumed[name], expected[name], rtol=0, atol=0, msg=name)
@@ -97,16 +103,16 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(data, config, tm
     process = _start(_command(config, data, out))
     _wait_for(out / "config.yaml", process)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 143 and "stopped; " in errors
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["training.epochs=13"], "training.epochs was 12, now 13"),
+        (["training.epochs=13"], "training.epochs was 8, now 13"),
         (
-            ["training.epochs=12", "data.noise=0.2", "inference.nms=hard"],
+            ["training.epochs=8", "data.noise=0.2", "inference.nms=hard"],
             "data.noise was 0.1, now 0.2; inference.nms was",
         ),
     ],
@@ -129,13 +135,13 @@ def test_resuming_on_other_recordings_or_classes_is_refused(data, config, whole,
     shutil.copytree(data, other)
     annotations = other / "annotations.json"
     annotations.write_text((data / "annotations.json").read_text().replace("class_0", "klass_0"))
-    line = _line(capsys, _command(config, other, whole, "--resume", "training.epochs=12"))
+    line = _line(capsys, _command(config, other, whole, "--resume", "training.epochs=8"))
     assert "classes were class_0, class_1, class_2, now" in line and "recordings were" in line
     shutil.copy(data / "annotations.json", annotations)
     for path in (other / "features").glob("*.npy"):
         np.save(path, np.load(path) * 2 + 1)
     assert "features have another mean" in _line(
-        capsys, _command(config, other, whole, "--resume", "training.epochs=12")
+        capsys, _command(config, other, whole, "--resume", "training.epochs=8")
     )
     assert _files(whole) == before
     # The same recordings elsewhere are the same recordings, and the number of loader processes changes nothing.
@@ -143,7 +149,7 @@ def test_resuming_on_other_recordings_or_classes_is_refused(data, config, whole,
     shutil.copytree(data, moved)
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
-    assert main(_command(config, moved, copy, "--resume", "training.epochs=12", "training.num_workers=1")) == 0
+    assert main(_command(config, moved, copy, "--resume", "training.epochs=8", "training.num_workers=1")) == 0
 
 
 def test_two_trainings_do_not_share_a_folder_and_leftovers_of_a_kill_go(data, config, tmp_path, capsys):
@@ -164,7 +170,7 @@ def test_two_trainings_do_not_share_a_folder_and_leftovers_of_a_kill_go(data, co
     mine = out / ".notes.tmp"
     mine.write_text("not of atomic_write")
     process = _start(_command(config, data, out, RUNNING, "--resume"))
-    deadline = time.time() + 200
+    deadline = time.time() + 400
     while left.exists() and process.poll() is None and time.time() < deadline:
         time.sleep(0.05)
     process.kill()
@@ -197,7 +203,7 @@ def test_outputs_that_cannot_be_written_are_one_line(data, config, tmp_path, cap
         assert str(out) in line
         return
     process = _start(_command(config, data, out), preexec_fn=_small_files)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 2, errors
     said = [line for line in errors.splitlines() if line.startswith("tzn ")]
     assert len(said) == 1 and "last.ckpt" in said[0] and "too large" in said[0] and "Traceback" not in errors
