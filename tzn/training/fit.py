@@ -95,7 +95,8 @@ class StopOnSignal(Callback):
         if self.number is not None:
             raise StoppedError(self.number)
 
-    on_validation_batch_end = on_train_batch_end
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.on_train_batch_end()
 
 
 class RecordingData(pl.LightningDataModule):

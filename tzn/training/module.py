@@ -56,7 +56,13 @@ class LocalizerModule(pl.LightningModule):
         torch.manual_seed((self.config.training.seed * 7919 + position) * 65_537 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        outputs = self.model(*self._padded(batch))
+        try:
+            outputs = self.model(*self._padded(batch))
+        except ValueError as error:  # ops refuse NaN before a loss could show it
+            self._check_weights()
+            raise TrainingError(
+                f"the network diverged ({error}) in epoch {self.current_epoch}; lower training.learning_rate"
+            ) from error
         progress = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
         taught = () if self.teacher is None else (self.teacher(batch.features, batch.mask),)
         losses = self.objective(outputs, batch.segments, batch.labels, progress, *taught)
