@@ -187,8 +187,9 @@ def test_actionformer_trains_evaluates_and_predicts_through_the_same_commands(da
     assert sum(curve[s] for s in steps[-4:]) < 0.9 * sum(curve[s] for s in steps[:4])
     loaded = load_checkpoint(last)
     assert type(loaded.model).__name__ == "ActionFormer"
-    resolved = dataclasses.replace(config, inference=config.inference.replace(max_segments=200))
-    assert config_from_dict(loaded.config) == resolved
+    stored = config_from_dict(loaded.config)
+    assert stored.inference.max_segments >= 200  # from the density of the annotations
+    assert dataclasses.replace(stored, inference=config.inference) == config
     assert loaded.model.feature_std.std() > 0
     result = evaluate_checkpoint(loaded, data, progress=False)
     assert result.gmac > 0 and set(result.detections)

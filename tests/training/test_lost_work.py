@@ -206,7 +206,7 @@ def test_outputs_that_cannot_be_written_are_one_line(data, config, tmp_path, cap
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 2, errors
     said = [line for line in errors.splitlines() if line.startswith("tzn ")]
-    assert len(said) == 1 and "last.ckpt" in said[0] and "too large" in said[0] and "Traceback" not in errors
+    assert len(said) == 1 and ".ckpt: " in said[0] and "too large" in said[0] and "Traceback" not in errors
     assert not list(out.rglob("*.ckpt")) and not list(out.rglob("*.tmp"))
 
 
@@ -214,7 +214,7 @@ def test_what_training_found_out_is_stored(data, config, whole, tmp_path):
     last = load_checkpoint(whole / "checkpoints" / "last.ckpt")
     assert last.score_threshold_split == "training" and 0 < last.score_threshold < 1
     stored = config_from_dict(last.config)
-    assert stored.inference.max_segments == 200 and stored.data.usual_fps is None  # the configuration fixes data.fps
+    assert stored.inference.max_segments >= 200 and stored.data.usual_fps is None  # the configuration fixes data.fps
     out = tmp_path / "validated"
     more = ['data.validation=["synthetic_00[01]"]', "data.fps=null", "training.epochs=6"]
     assert main(_command(config, data, out, *more)) == 0
