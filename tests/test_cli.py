@@ -172,6 +172,50 @@ def test_missing_checkpoints_configs_and_options(run, data, tmp_path, capsys):
     assert stopped.value.code == 2
 
 
+@pytest.mark.parametrize("override", ["model.width=64", "training.epochs=3", "data.noise=0.5", "data.max_length=64"])
+def test_overrides_that_cannot_change_a_trained_network_are_refused(run, data, tmp_path, capsys, override):
+    line = _fails(capsys, "eval", run, "--data", data, override)
+    assert override in line and "has no effect on a trained network" in line
+    features = next((data / "features").glob("*.npy"))
+    assert override in _fails(capsys, "predict", run, features, "--out", tmp_path / "p.json", override)
+
+
+def test_machines_that_are_not_there_are_named_before_anything_is_done(run, data, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert "--device cuda:7: not on this machine" in _fails(
+        capsys, "eval", run, "--data", data, "--device", "cuda:7", "--out", out
+    )
+    assert "--device banana" in _fails(capsys, "train", "configs/hapt.yaml", "--data", data, "--device", "banana")
+    monkeypatch.setenv("TZN_BACKEND", "banana")
+    assert "TZN_BACKEND = 'banana': expected one of auto" in _fails(capsys, "eval", run, "--data", data, "--out", out)
+    assert not out.exists()
+
+
+def test_memory_that_is_not_there_is_one_line(run, data, capsys, monkeypatch):
+    from tzn.inference import evaluate_checkpoint
+
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ):
+
+        def exhausted(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(evaluate_checkpoint, "evaluate_checkpoint", exhausted)
+        assert "out of memory" in _fails(capsys, "eval", run, "--data", data)
+
+
+def test_a_closed_pipe_is_one_line():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tzn", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 2 and errors.splitlines()[-1].startswith("tzn info: the output was closed")
+    assert "Traceback" not in errors and "Exception ignored" not in errors
+
+
 def test_data_check_prints_and_suggests(data, capsys):
     assert main(["data", "check", str(data)]) == 0
     assert "regression_ranges" in capsys.readouterr().out

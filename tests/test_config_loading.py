@@ -39,6 +39,7 @@ def test_defaults_are_those_of_the_dataclasses(write):
     [
         ("training.epochs=7", "training", "epochs", 7),
         ("training.epochs=7.0", "training", "epochs", 7),
+        ("data.max_length=1e3", "data", "max_length", 1000),  # a text to YAML 1.1
         ("training.learning_rate=1e-3", "training", "learning_rate", 1e-3),  # a text to YAML 1.1
         ("training.weight_decay=0", "training", "weight_decay", 0.0),
         ("training.precision=32", "training", "precision", "32"),
@@ -99,8 +100,10 @@ BAD_OVERRIDES = [
     pytest.param("training.learning_rate=.nan", "expected a number", id="NaN"),
     pytest.param("training.learning_rate=null", "expected a number", id="null-for-number"),
     pytest.param("data.single_class=1", "data.single_class = 1: expected true or false", id="number-for-bool"),
-    pytest.param("data.fps=fast", "data.fps = 'fast': expected a number, or null", id="text-for-optional"),
-    pytest.param("data.crop_ratio=[1]", "expected a list of 2 values, or null", id="list-too-short"),
+    pytest.param("data.fps=fast", "data.fps = 'fast': expected a number > 0, or null", id="text-for-optional"),
+    pytest.param(
+        "data.crop_ratio=[1]", "expected a list of 2 values 0 < low <= high <= 1, or null", id="list-too-short"
+    ),
     pytest.param("data.validation=exp01", "data.validation = 'exp01': expected a list", id="text-for-list"),
     pytest.param("evaluation.tiou=[0.5, x]", "expected a list, each a number", id="text-in-list"),
     pytest.param("model.regression_ranges=[[0, 4], 5]", "each a list of 2 values", id="flat-range"),
@@ -124,12 +127,22 @@ BAD_FILES = [
     pytest.param("model: {input_dim: 4\n", "not valid YAML", id="broken"),
     pytest.param(MINIMAL + "data: {fps: 5, fps: 6}\n", "'fps' is set twice", id="name-twice"),
     pytest.param(MINIMAL + "data: {}\ndata: {}\n", "'data' is set twice", id="section-twice"),
-    pytest.param(MINIMAL + "data: {crop_ratio: [0.9, 2]}\n", r"crop_ratio = \(0\.9, 2\.0\): expected 0", id="range"),
-    pytest.param("model: {input_dim: 4, num_classes: 2, width: 30}\n", "model.width = 30 is not divisible", id="model"),
+    pytest.param(MINIMAL + "data: {crop_ratio: [0.9, 2]}\n", r"crop_ratio = \[0\.9, 2\]: expected a list", id="range"),
+    pytest.param("model: {input_dim: 4, num_classes: 2, width: 30}\n", "width = 30: expected .* divisible", id="model"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "message"), BAD_FILES)
+def _hostile():
+    many = "9" * 5000
+    yield pytest.param(MINIMAL + f"data: {{max_length: {many}}}\n", "digits", id="integer-of-5000-digits")
+    yield pytest.param(MINIMAL + f"data: {{max_length: {many[:4000]}}}\n", "data.max_length = 9", id="4000-digits")
+    yield pytest.param(MINIMAL + "data: {validation: " + "[" * 3000 + "\n", "nested too deeply", id="3000-brackets")
+    yield pytest.param("data: {fps: 2026-02-30}\n", "not valid YAML", id="a-date-that-is-none")
+    yield pytest.param(MINIMAL + "data: &a {validation: [*a]}\n", "data.validation", id="a-list-in-itself")
+    yield pytest.param("? [a, b]\n: 3\n", "not valid YAML|unknown section", id="a-list-as-a-name")
+
+
+@pytest.mark.parametrize(("text", "message"), [*BAD_FILES, *_hostile()])
 def test_bad_file(write, text, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_config(write(text))
@@ -137,7 +150,9 @@ def test_bad_file(write, text, message):
 
 
 def test_range_error_caused_by_an_override_names_it():
-    with pytest.raises(ConfigError, match=r"override.*training\.epochs=0.*training\.epochs = 0: expected a positive"):
+    with pytest.raises(
+        ConfigError, match=r"override.*training\.epochs=0.*training\.epochs = 0: expected an integer >= 1"
+    ):
         load_config(CONFIGS / "hapt.yaml", ["training.epochs=0"])
 
 

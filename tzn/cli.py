@@ -1,9 +1,13 @@
-"""The ``tzn`` command: parses arguments, calls the package, prints results. Exit code 0: done, 2: a clear error."""
+"""The ``tzn`` command: parses arguments, calls the package, prints results.
+
+Exit code 0: done, 2: a clear error, 128 + n: ended by signal n.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +31,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
+        _check_machine(options)
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered would raise again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _failed(options, "the output was closed before everything was written to it (broken pipe)")
     except TznError as error:
-        print(f"tzn {options.command}: {error}", file=sys.stderr)
-        return 2
+        return _failed(options, str(error), error.exit_code)
     except KeyboardInterrupt:
-        print(f"tzn {options.command}: interrupted", file=sys.stderr)
-        return 130
+        return _failed(options, "interrupted", 130)
+    except OSError as error:
+        return _failed(options, f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch says so in a RuntimeError on the CPU, and in a subclass of it on a GPU.
+        if (
+            not isinstance(error, MemoryError)
+            and "allocate memory" not in str(error)
+            and "out of memory" not in str(error)
+        ):
+            raise
+        return _failed(options, f"out of memory ({' '.join(str(error).split())[:120] or 'no details'})")
     return 0
+
+
+def _failed(options: argparse.Namespace, reason: str, code: int = 2) -> int:
+    print(f"tzn {options.command}: {' '.join(reason.split())}", file=sys.stderr)
+    return code
+
+
+def _check_machine(options: argparse.Namespace) -> None:
+    """``--device`` and ``TZN_BACKEND`` as asked for are there; said before anything is read or written."""
+    if not hasattr(options, "device") and options.command != "demo":
+        return
+    import torch
+
+    from tzn.errors import ConfigError
+    from tzn.ops import choose_backend
+
+    name = getattr(options, "device", "cpu")
+    name = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(name, name)
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        reason = str(error).strip().split("\n")[0][:120]
+        raise ConfigError(f"--device {options.device}: not on this machine, which has {there} ({reason})") from None
+    try:
+        choose_backend(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -198,7 +245,7 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
 def _predict(o: argparse.Namespace) -> None:
     import dataclasses
 
-    from tzn.config_loading import config_from_dict, override_config
+    from tzn.config_loading import config_from_dict, override_trained
     from tzn.errors import ConfigError, DataError
     from tzn.inference.predict import predict_files
     from tzn.models.pretrained import load_pretrained
@@ -211,7 +258,7 @@ def _predict(o: argparse.Namespace) -> None:
     if o.pretrained:
         model = load_pretrained(o.pretrained)
         checkpoint, signal, inputs = model.checkpoint, model.signal, paths
-        config = override_config(config_from_dict(checkpoint.config), overrides)
+        config = override_trained(config_from_dict(checkpoint.config), overrides)
     else:
         (checkpoint, config), signal, inputs = _load(paths[0], overrides), None, paths[1:]
     settings = config.inference
@@ -400,11 +447,11 @@ def _add_device(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _load(path: Path, overrides: Sequence[str]):  # type: ignore[no-untyped-def]
     """Checkpoint and its configuration with overrides; a run folder stands for its best, else last, checkpoint."""
-    from tzn.config_loading import config_from_dict, override_config
+    from tzn.config_loading import config_from_dict, override_trained
     from tzn.models.checkpoint import load_checkpoint, run_checkpoint
 
     checkpoint = load_checkpoint(run_checkpoint(path))
-    return checkpoint, override_config(config_from_dict(checkpoint.config), overrides)
+    return checkpoint, override_trained(config_from_dict(checkpoint.config), overrides)
 
 
 def _budget(text: str) -> float | None:

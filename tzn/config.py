@@ -6,17 +6,25 @@ Reading YAML and command-line overrides into these classes is :mod:`tzn.config_l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge, Gt, MinLen, Predicate
+
+from tzn.checked import AtLeastZero, Checked, Count, CountOrZero, Positive, PositiveShare, Share, ShareBelowOne
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 
+LEAST_SEGMENTS = 200  # what the field gives every recording
 
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} = {value!r}: expected {expected}")
+CropRatio = Annotated[
+    tuple[float, float], Predicate(lambda r: 0 < r[0] <= r[1] <= 1), "a list of 2 values 0 < low <= high <= 1"
+]
+Steps = Annotated[int, Gt(1), "an integer > 1"]
+Teacher = Annotated[str, MinLen(1), "a checkpoint, the folder of a run"]
+Chunk = Annotated[int, Ge(256), "an integer >= 256"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Where recordings lie and how a feature step maps to seconds.
 
     Step ``i`` covers raw frames ``[i * feat_stride, i * feat_stride + num_frames)``; its centre is at
@@ -31,6 +39,7 @@ class DataConfig:
         feat_stride: raw frames from one feature step to the next.
         num_frames: raw frames that one feature step sees.
         fps: raw frames per second; ``None`` takes each recording's own from the annotations.
+        usual_fps: of recordings that have none of their own; ``None``: training puts the rate that its recordings share.
         fixed_length: resize every recording's features linearly to this many steps (ActivityNet practice).
         train_subset: subset name of the training recordings (case-insensitive).
         test_subset: subset name of the test recordings.
@@ -45,44 +54,33 @@ class DataConfig:
         stretch: recordings are resampled in time by a factor in ``[1/(1+stretch), 1+stretch]`` in training.
     """
 
+    section: ClassVar[str] = "data"
+
     annotations: str = "annotations.json"
     features: str = "features"
     file_prefix: str = ""
-    file_suffix: str = ".npy"
+    file_suffix: Literal[".npy", ".npz"] = ".npy"
     npz_key: str = "feats"
-    feat_stride: float = 1.0
-    num_frames: float = 1.0
-    fps: float | None = None
-    fixed_length: int | None = None
+    feat_stride: Positive = 1.0
+    num_frames: AtLeastZero = 1.0
+    fps: Positive | None = None
+    usual_fps: Positive | None = None
+    fixed_length: Steps | None = None
     train_subset: str = "training"
     test_subset: str = "test"
     validation: tuple[str, ...] = ()
     strict: bool = True
     single_class: bool = False
-    max_length: int = 2304
-    crop_ratio: tuple[float, float] | None = (0.9, 1.0)
-    trunc_thresh: float = 0.5
-    noise: float = 0.0
-    gain: float = 0.0
-    stretch: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.file_suffix in (".npy", ".npz"), "data.file_suffix", self.file_suffix, "'.npy' or '.npz'")
-        _require(self.feat_stride > 0, "data.feat_stride", self.feat_stride, "a positive number of frames")
-        _require(self.num_frames >= 0, "data.num_frames", self.num_frames, "a number of frames >= 0")
-        _require(self.fps is None or self.fps > 0, "data.fps", self.fps, "frames per second > 0, or null")
-        _require(self.fixed_length is None or self.fixed_length > 1, "data.fixed_length", self.fixed_length, "> 1")
-        _require(self.max_length > 0, "data.max_length", self.max_length, "a positive number of steps")
-        if self.crop_ratio is not None:
-            low, high = self.crop_ratio
-            _require(0 < low <= high <= 1, "data.crop_ratio", self.crop_ratio, "0 < low <= high <= 1")
-        _require(0 <= self.trunc_thresh <= 1, "data.trunc_thresh", self.trunc_thresh, "a share in [0, 1]")
-        for name in ("noise", "gain", "stretch"):
-            _require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), ">= 0")
+    max_length: Count = 2304
+    crop_ratio: CropRatio | None = (0.9, 1.0)
+    trunc_thresh: Share = 0.5
+    noise: AtLeastZero = 0.0
+    gain: AtLeastZero = 0.0
+    stretch: AtLeastZero = 0.0
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """Optimisation recipe.
 
     Attributes:
@@ -111,14 +109,16 @@ class TrainingConfig:
             boundary distances and depths, see :mod:`tzn.training.distillation`.
     """
 
-    epochs: int = 35
-    warmup_epochs: int = 5
-    batch_size: int = 2
-    accumulate: int = 1
-    learning_rate: float = 1e-4
+    section: ClassVar[str] = "training"
+
+    epochs: Count = 35
+    warmup_epochs: CountOrZero = 5
+    batch_size: Count = 2
+    accumulate: Count = 1
+    learning_rate: Positive = 1e-4
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    ema_decay: float = 0.999
+    ema_decay: ShareBelowOne = 0.999
     precision: str = "32-true"
     seed: int = 0
     num_workers: int = 0
@@ -128,42 +128,29 @@ class TrainingConfig:
     boundary_weight: float = 1.0
     depth_weight: float = 1.0
     slope_weight: float = 0.1
-    boundary_loss: str = "laplace"
+    boundary_loss: Literal["laplace", "l1"] = "laplace"
     loss_norm: float = 100.0
     label_smoothing: float = 0.0
     center_radius: float = 1.5
-    target_depth: float = 0.6
+    target_depth: PositiveShare = 0.6
     depth_warmup: float = 0.5
-    teacher: str | None = None
-    distill_class_weight: float = 1.0
-    distill_boundary_weight: float = 0.3
-    distill_depth_weight: float = 1.0
+    teacher: Teacher | None = None
+    distill_class_weight: AtLeastZero = 1.0
+    distill_boundary_weight: AtLeastZero = 0.3
+    distill_depth_weight: AtLeastZero = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            _require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "a positive integer")
-        _require(
-            0 <= self.warmup_epochs < self.epochs, "training.warmup_epochs", self.warmup_epochs, "< training.epochs"
-        )
-        _require(
+        super().__post_init__()
+        self.require(self.warmup_epochs < self.epochs, "warmup_epochs", f"less than training.epochs = {self.epochs}")
+        self.require(
             self.batch_size % self.accumulate == 0,
-            "training.accumulate",
-            self.accumulate,
+            "accumulate",
             f"a divisor of training.batch_size = {self.batch_size}",
         )
-        _require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "> 0")
-        _require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "in [0, 1)")
-        _require(0 < self.target_depth <= 1, "training.target_depth", self.target_depth, "in (0, 1]")
-        _require(
-            self.boundary_loss in ("laplace", "l1"), "training.boundary_loss", self.boundary_loss, "'laplace' or 'l1'"
-        )
-        for name in ("distill_class_weight", "distill_boundary_weight", "distill_depth_weight"):
-            _require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), ">= 0")
-        _require(self.teacher != "", "training.teacher", self.teacher, "a checkpoint, the folder of a run, or null")
 
 
 @dataclass(frozen=True)
-class InferenceConfig:
+class InferenceConfig(Checked):
     """From network outputs to detections.
 
     Attributes:
@@ -183,54 +170,43 @@ class InferenceConfig:
         duration_thresh: candidates need more than this length, in steps.
         nms: "soft" (Gaussian), "linear", "hard" or "none".
         multiclass: suppress each class on its own.
-        iou_threshold, min_score, max_segments, sigma, voting_thresh: of the suppression, see
+        max_segments: most detections of every started 16,384 steps; ``None``: training puts a number that follows the
+            density of its annotations, at least 200.
+        iou_threshold, min_score, sigma, voting_thresh: of the suppression, see
             :func:`tzn.ops.batched_nms`.
         chunk: recordings longer than this many steps stream through in chunks with exact overlap.
     """
 
-    mode: str = "refine"
-    estimator: str = "vote_median"
-    vote_window: int = 4
-    vote_correlation: float = 1.0
+    section: ClassVar[str] = "inference"
+
+    mode: Literal["refine", "pair", "anchor"] = "refine"
+    estimator: Literal["vote_median", "vote_mean", "crossing"] = "vote_median"
+    vote_window: Count = 4
+    vote_correlation: Share = 1.0
     min_slope: float = 0.5
     snap_sigmas: float = 3.0
     quality: float = 0.0
-    budget: float | None = None
+    budget: PositiveShare | None = None
     pre_nms_thresh: float = 0.001
     pre_nms_topk: int = 2000
     duration_thresh: float = 0.05
-    nms: str = "soft"
+    nms: Literal["soft", "linear", "hard", "none"] = "soft"
     multiclass: bool = True
     iou_threshold: float = 0.1
     min_score: float = 0.001
-    max_segments: int = 200
+    max_segments: Count | None = None
     sigma: float = 0.5
     voting_thresh: float = 0.7
-    chunk: int = 16384
+    chunk: Chunk = 16384
 
-    def __post_init__(self) -> None:
-        _require(self.mode in ("refine", "pair", "anchor"), "inference.mode", self.mode, "'refine', 'pair' or 'anchor'")
-        _require(
-            self.estimator in ("vote_median", "vote_mean", "crossing"),
-            "inference.estimator",
-            self.estimator,
-            "'vote_median', 'vote_mean' or 'crossing'",
-        )
-        _require(self.vote_window >= 1, "inference.vote_window", self.vote_window, ">= 1")
-        _require(0 <= self.vote_correlation <= 1, "inference.vote_correlation", self.vote_correlation, "in [0, 1]")
-        _require(self.budget is None or 0 < self.budget <= 1, "inference.budget", self.budget, "in (0, 1], or null")
-        _require(
-            self.nms in ("soft", "linear", "hard", "none"),
-            "inference.nms",
-            self.nms,
-            "'soft', 'linear', 'hard' or 'none'",
-        )
-        _require(self.max_segments >= 1, "inference.max_segments", self.max_segments, ">= 1")
-        _require(self.chunk >= 256, "inference.chunk", self.chunk, ">= 256 steps")
+    @property
+    def segment_limit(self) -> int:
+        """``max_segments``; where training has not put a number in its place, 200."""
+        return self.max_segments or LEAST_SEGMENTS
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """What ``tzn eval`` reports.
 
     Attributes:
@@ -240,16 +216,12 @@ class EvaluationConfig:
         short_classes: class names reported together as "short".
     """
 
-    tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
-    top_k: tuple[int, ...] = (1, 5)
+    section: ClassVar[str] = "evaluation"
+
+    tiou: tuple[PositiveShare, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    top_k: tuple[Count, ...] = (1, 5)
     length_buckets: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
     short_classes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for value in self.tiou:
-            _require(0 < value <= 1, "evaluation.tiou", value, "thresholds in (0, 1]")
-        for k in self.top_k:
-            _require(k >= 1, "evaluation.top_k", k, "positive integers")
 
 
 @dataclass(frozen=True)

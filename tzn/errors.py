@@ -1,10 +1,12 @@
-"""Errors that end a command with one clear line. The command line catches :class:`TznError` and exits with 2."""
+"""Errors that end a command with one clear line. The command line catches :class:`TznError`."""
 
 from __future__ import annotations
 
 
 class TznError(Exception):
     """Base of every error that a user can act on."""
+
+    exit_code = 2  # of the command that it ends
 
 
 class DataError(TznError, ValueError):
@@ -16,7 +18,7 @@ class ConfigError(TznError, ValueError):
 
 
 class CheckpointError(TznError, ValueError):
-    """A checkpoint is missing, damaged or of another kind."""
+    """A checkpoint is missing, damaged, hostile or of another kind."""
 
 
 class TrainingError(TznError, RuntimeError):
@@ -25,3 +27,12 @@ class TrainingError(TznError, RuntimeError):
 
 class LimitWarning(UserWarning):
     """A limit of the configuration cut detections of a recording."""
+
+
+class StoppedError(TznError):
+    """A signal ended the command; exit code 128 + its number, as shells have it."""
+
+    def __init__(self, signal_number: int, message: str = "stopped") -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number

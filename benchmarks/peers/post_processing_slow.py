@@ -49,10 +49,10 @@ def suppressed(
         kept, score = serial_soft_nms(
             segments[chosen], scores[chosen], config.iou_threshold, config.sigma, config.min_score
         )
-        limit = min(len(score), config.max_segments)
+        limit = min(len(score), config.segment_limit)
         parts.append((kept[:limit], score[:limit], label.expand(limit)))
     if not parts:
         return segments, scores, labels
     segments, scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    order = scores.argsort(descending=True)[: config.max_segments]
+    order = scores.argsort(descending=True)[: config.segment_limit]
     return segments[order], scores[order], labels[order]

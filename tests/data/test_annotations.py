@@ -182,3 +182,33 @@ def test_known_dirt_of_real_annotations(shared, name, strict_problems, dropped):
     with pytest.raises(DataError, match=f"{strict_problems} bad segments"):
         load_annotations(path)
     assert load_annotations(path, strict=False).dropped == dropped
+
+
+def test_a_bomb_and_numbers_beyond_reading_are_one_line(tmp_path, monkeypatch):
+    import gzip
+
+    from tzn.data import annotations
+
+    monkeypatch.setattr(annotations, "MAX_BYTES", 1 << 20)
+    bomb = tmp_path / "bomb.json.gz"
+    bomb.write_bytes(gzip.compress(b" " * (50 << 20)))
+    with pytest.raises(DataError, match=r"bomb\.json\.gz: more than 1 MiB of JSON, unpacked"):
+        annotations.read_json(bomb)
+    for text, words in (
+        ("9" * 5000, "not valid JSON"),
+        ("[" * 3000 + "]" * 3000, "nested too deeply|expected an object"),
+    ):
+        path = tmp_path / "x.json"
+        path.write_text('{"database": ' + text + "}")
+        with pytest.raises(DataError, match=words) as caught:
+            load_annotations(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("segment", [[False, True], [0, True], [0, int("9" * 400)]], ids=["both", "one", "400-digits"])
+def test_truth_values_and_endless_integers_are_no_times(tmp_path, segment):
+    path = tmp_path / "x.json"
+    row = {"segment": segment, "label": "a"}
+    path.write_text(json.dumps({"database": {"r": {"subset": "test", "annotations": [row]}}}))
+    with pytest.raises(DataError, match="pair of numbers|not finite"):
+        load_annotations(path)

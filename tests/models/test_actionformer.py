@@ -300,12 +300,12 @@ def test_every_parameter_gets_a_gradient_in_training():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_mha_win_size": (5, 5)}, "expected one per level: 6"),
-        ({"embd_dim": (256, 256)}, "numbers differ"),
-        ({"fpn_dim": 256}, "the identity neck keeps the width 512"),
-        ({"fpn_type": "pan"}, "model.fpn_type = 'pan'"),
-        ({"backbone_type": "mamba"}, "model.backbone_type = 'mamba'"),
-        ({"n_head": 3}, "not divisible by model.n_head = 3"),
+        ({"n_mha_win_size": (5, 5)}, "one per level: 6"),
+        ({"embd_dim": (256, 256)}, "expected as many widths as actionformer.input_dim"),
+        ({"fpn_dim": 256}, "expected the width 512, which the identity neck keeps"),
+        ({"fpn_type": "pan"}, "actionformer.fpn_type = 'pan': expected 'identity' or 'fpn'"),
+        ({"backbone_type": "mamba"}, "actionformer.backbone_type = 'mamba'"),
+        ({"n_head": 3}, "a width divisible by actionformer.n_head = 3"),
     ],
     ids=str,
 )

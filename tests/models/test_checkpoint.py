@@ -64,3 +64,87 @@ def test_a_run_folder_stands_for_its_checkpoint(tmp_path):
     torch.save(content, folder / "best.ckpt")
     assert run_checkpoint(tmp_path).name == "best.ckpt"
     assert run_checkpoint(folder / "last.ckpt") == folder / "last.ckpt"
+
+
+class Boom:
+    """What a hostile checkpoint holds: unpickled freely, it would run a command."""
+
+    def __reduce__(self):
+        import os
+
+        return os.system, ("echo owned > owned",)
+
+
+def _damaged(content: dict, damage: str) -> dict:
+    header, weights = content["tzn"], content["state_dict"]
+    first = next(iter(weights))
+    changes = {
+        "state dict is a list": lambda: content.update(state_dict=[1, 2]),
+        "a weight is a text": lambda: weights.update({first: "heavy"}),
+        "a weight is missing": lambda: weights.pop(first),
+        "a weight is unknown": lambda: weights.update({"model.extra": torch.zeros(2)}),
+        "a shape": lambda: weights.update({first: torch.zeros(2, 3, 5)}),
+        "a class too many": lambda: header["classes"].append("d"),
+        "classes are numbers": lambda: header.update(classes=[1, 2, 3]),
+        "classes are a text": lambda: header.update(classes="abc"),
+        "config is a list": lambda: header.update(config=[]),
+        "config has no model": lambda: header["config"].pop("model"),
+        "config is unknown": lambda: header["config"]["model"].update(widht=3),
+        "config is huge": lambda: header["config"]["model"].update(width=1 << 30),
+        "config is negative": lambda: header["config"]["model"].update(num_levels=-1),
+        "mean has another width": lambda: header.update(feature_mean=torch.zeros(3)),
+        "mean is a text": lambda: header.update(feature_mean="zero"),
+        "format is a text": lambda: header.update(format="1"),
+        "code": lambda: content.update(extra=Boom()),
+    }
+    changes[damage]()
+    return content
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("state dict is a list", "its state_dict is a list, expected weights by name"),
+        ("a weight is a text", "1 no tensors: "),
+        ("a weight is missing", "1 missing: feature_mean"),
+        ("a weight is unknown", "1 unknown: extra"),
+        ("a shape", r"1 of another shape: feature_mean is \(2, 3, 5\), expected \(6,\)"),
+        ("a class too many", "names 4 classes, expected the 3 texts of model.num_classes"),
+        ("classes are numbers", "expected the 3 texts"),
+        ("classes are a text", "classes is a str, expected a list"),
+        ("config is a list", "config is a list, expected a dict"),
+        ("config has no model", "model.input_dim and model.num_classes must be set"),
+        ("config is unknown", r"unknown name model.widht; did you mean 'width'\?"),
+        ("config is huge", "configuration of an impossible network"),
+        ("config is negative", "model.num_levels = -1: expected an integer >= 1"),
+        ("mean has another width", "standardisation does not fit"),
+        ("mean is a text", "feature_mean is a str, expected a Tensor"),
+        ("format is a text", "format is a str, expected a int"),
+        ("code", "contains code, refused"),
+    ],
+)
+def test_every_kind_of_misfit_is_named(tmp_path, monkeypatch, damage, words):
+    monkeypatch.chdir(tmp_path)
+    _, content = _content()
+    torch.save(_damaged(content, damage), "x.ckpt")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint("x.ckpt")
+    assert str(caught.value).startswith("x.ckpt: ") and "\n" not in str(caught.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_flipped_bytes_are_damage_not_a_traceback(tmp_path):
+    _, content = _content()
+    torch.save(content, tmp_path / "good.ckpt")
+    good = (tmp_path / "good.ckpt").read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / "x.ckpt"
+    for _ in range(20):
+        bad = bytearray(good)
+        for at in torch.randint(len(bad), (20,), generator=generator).tolist():
+            bad[at] ^= 0xFF
+        path.write_bytes(bad)
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            assert "\n" not in str(error)

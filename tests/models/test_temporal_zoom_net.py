@@ -148,10 +148,10 @@ def test_standardisation_is_part_of_the_model():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 3}, "not divisible by model.num_heads = 3"),
+        ({"num_heads": 3}, "a number divisible by model.num_heads = 3"),
         ({"window": 4}, "model.window = 4"),
         ({"first_stride": 3}, "model.first_stride = 3: expected a power of two"),
-        ({"num_levels": 2}, "model.regression_ranges has 3 entries"),
+        ({"num_levels": 2}, "expected one range per level .model.num_levels = 2"),
         ({"boundary_fields": "both"}, "model.boundary_fields = 'both'"),
         ({"drop_path": 1.0}, "model.drop_path = 1.0"),
         ({"input_dim": 0}, "model.input_dim = 0"),

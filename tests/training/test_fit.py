@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -185,7 +186,10 @@ def test_actionformer_trains_evaluates_and_predicts_through_the_same_commands(da
     steps = sorted(curve)
     assert sum(curve[s] for s in steps[-4:]) < 0.9 * sum(curve[s] for s in steps[:4])
     loaded = load_checkpoint(last)
-    assert type(loaded.model).__name__ == "ActionFormer" and config_from_dict(loaded.config) == config
+    assert type(loaded.model).__name__ == "ActionFormer"
+    stored = config_from_dict(loaded.config)
+    assert stored.inference.max_segments >= 200  # from the density of the annotations
+    assert dataclasses.replace(stored, inference=config.inference) == config
     assert loaded.model.feature_std.std() > 0
     result = evaluate_checkpoint(loaded, data, progress=False)
     assert result.gmac > 0 and set(result.detections)

@@ -71,3 +71,15 @@ def test_clear_errors(files, arguments, message):
     with pytest.raises(DataError, match=message):
         list(plot_files(files / "annotations.json", files / "out", **arguments))
     assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize("label", ["$x_{$", "$\\frac{1}$", "100 % $"])
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_labels_are_drawn_as_they_are_written(files, label, suffix):
+    for name in ("annotations.json", "predictions.json"):
+        content = (files / name).read_text().replace('"walk"', json.dumps(label))
+        (files / name).write_text(content)
+    given = {"predictions": files / "predictions.json", "suffix": suffix}
+    list(plot_files(files / "annotations.json", files / "out", recordings=["first"], **given))
+    list(plot_files(files / "annotations.json", files / "out", **given))
+    assert len(list((files / "out").iterdir())) == 4

@@ -24,6 +24,7 @@ from tzn.errors import DataError
 # Durations and segment ends are rounded independently in most releases (ActivityNet: 172 ends up to 0.5 s late).
 OVERHANG_SECONDS = 0.5
 MAX_LISTED = 5
+MAX_BYTES = 1 << 30  # of JSON: about 10 million detections; a compressed file can unpack to anything
 
 
 @dataclass(frozen=True)
@@ -154,16 +155,21 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected .json or .json.gz in the ActivityNet schema")
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise DataError(f"{path}: more than {MAX_BYTES >> 20} MiB of JSON, unpacked; expected less")
+        text = raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     try:
         return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
     except RecursionError:
         raise DataError(f"{path}: not valid JSON: nested too deeply") from None
+    except DataError:
+        raise
+    except ValueError as error:  # JSONDecodeError, or an integer of thousands of digits
+        raise DataError(f"{path}: not valid JSON: {error}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
@@ -254,7 +260,7 @@ def _recording(
 def _positive(value: Any, what: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e300:
         raise DataError(f"{what} is {value!r}, expected a positive number")
     return float(value)
 
@@ -271,10 +277,12 @@ def _short(names: Iterable[str]) -> str:
 
 def _checked(segment: Any, duration: float | None, overhang: float) -> tuple[tuple[float, float] | None, str, str]:
     """(segment to use or None, reason of the problem or "", detail of this segment)."""
-    numbers = (int, float)
-    if not (isinstance(segment, list) and len(segment) == 2 and all(isinstance(x, numbers) for x in segment)):
+    if not (isinstance(segment, list) and len(segment) == 2 and all(type(x) in (int, float) for x in segment)):
         return None, "not a [start, end] pair of numbers", ""
-    start, end = map(float, segment)
+    try:
+        start, end = map(float, segment)
+    except OverflowError:  # an integer of more than 308 digits
+        return None, "start or end is not finite", ""
     if not (math.isfinite(start) and math.isfinite(end)):
         return None, "start or end is not finite", ""
     if end < start:

@@ -198,7 +198,7 @@ class RecordingDataset(Dataset[Example]):
         if not self.recordings:
             raise DataError(f"no recordings to read from {self.features_dir}")
         self._check_files()
-        self._fps = [self._frame_rate(r) for r in self.recordings]
+        self._fps = [self._frame_rate(r) for r in self.recordings]  # raw frames per second
         self.input_dim = input_dim
         if input_dim is None:
             self.input_dim = self._features(0).shape[1]
@@ -285,8 +285,12 @@ class RecordingDataset(Dataset[Example]):
                 f"{self.features_dir}: {len(missing)} of {len(self)} recordings have no feature file: {listed}"
             )
 
+    def frame_rate(self, index: int) -> float:
+        """Raw frames per second of an item."""
+        return self._fps[index]
+
     def _frame_rate(self, recording: Recording) -> float:
-        fps = self.config.fps or recording.fps
+        fps = self.config.fps or recording.fps or self.config.usual_fps
         if fps is None:
             raise DataError(f"recording {recording.id!r} has no fps in the annotations; set data.fps")
         return fps

@@ -72,7 +72,7 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
     score, long = rated(segments, std, candidates.score, config)
     score = torch.where(long & (candidates.label >= 0), score, -torch.inf)
     picks = ops.nms_padded(
-        segments, score, candidates.label, classes, limit_for(config.max_segments, steps),
+        segments, score, candidates.label, classes, limit_for(config.segment_limit, steps),
         method={"soft": "gaussian"}.get(config.nms, config.nms), multiclass=config.multiclass,
         iou_threshold=config.iou_threshold, sigma=config.sigma, min_score=config.min_score,
         voting_thresh=config.voting_thresh,

@@ -291,7 +291,7 @@ def suppress(candidates: Candidates, grid: TimeGrid, duration: float, config: In
     device = candidates.segments.device
     home = device if ops.choose_backend(device) == "triton" else torch.device("cpu")
     segments, scores, labels = (x.to(home) for x in (candidates.segments, candidates.scores, candidates.labels))
-    most = limit_for(config.max_segments, candidates.trace.depth.shape[0])
+    most = limit_for(config.segment_limit, candidates.trace.depth.shape[0])
     if config.nms == "none":
         index = scores.argsort(descending=True, stable=True)[: most + 1]
         segments, scores, labels = segments[index], scores[index], labels[index]
@@ -304,7 +304,7 @@ def suppress(candidates: Candidates, grid: TimeGrid, duration: float, config: In
         )  # fmt: skip
     if scores.shape[0] > most and scores[most] >= WORTH_A_WARNING * scores[0]:
         warnings.warn(
-            f"inference.max_segments = {config.max_segments} (for every started {LIMIT_STEPS} steps) cut detections with "
+            f"inference.max_segments = {config.segment_limit} (for every started {LIMIT_STEPS} steps) cut detections with "
             f"scores up to {float(scores[most]):.3g}; to keep them, raise it",
             LimitWarning,
             stacklevel=2,

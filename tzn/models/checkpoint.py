@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tzn.errors import CheckpointError
-from tzn.files import atomic_write
+from tzn.config_loading import config_from_dict
+from tzn.errors import CheckpointError, ConfigError
 from tzn.models import Localizer, build_model
-from tzn.models.checkpoint_file import read_checkpoint
-from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
+from tzn.models.checkpoint_file import read_checkpoint, write_checkpoint
 
 FORMAT = 1
+REQUIRED = {"format": int, "config": dict, "classes": list, "feature_mean": Tensor, "feature_std": Tensor}
+LISTED = 3  # weights named in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A localizer ready to run, on the CPU and in evaluation mode."""
+    """A localizer ready to run, on the CPU and in evaluation mode.
+
+    Attributes:
+        model: the network with its weights.
+        classes: names in label order.
+        config: the whole experiment as plain data, see :func:`tzn.config_loading.config_from_dict`.
+        score_threshold: score that maximises F1 at tIoU 0.5 on the recordings ``score_threshold_split`` names; None:
+            training has not measured it (or written by an earlier tzn).
+        score_threshold_split: "validation" or "training".
+    """
 
     model: Localizer
     classes: tuple[str, ...]
-    config: dict[str, Any]  # the whole experiment as plain data, see tzn.config_loading.config_from_dict
+    config: dict[str, Any]
+    score_threshold: float | None = None
+    score_threshold_split: str | None = None
 
 
 def checkpoint_header(model: Localizer, config: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
@@ -40,47 +54,96 @@ def checkpoint_header(model: Localizer, config: dict[str, Any], classes: tuple[s
 def save_checkpoint(path: str | Path, model: Localizer, config: dict[str, Any], classes: tuple[str, ...]) -> None:
     """Write weights, configuration and classes so that :func:`load_checkpoint` and every command read them."""
     weights = {f"model.{name}": tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with atomic_write(path, "wb") as file:
-        torch.save({"tzn": checkpoint_header(model, config, classes), "state_dict": weights}, file)
+    write_checkpoint(path, {"tzn": checkpoint_header(model, config, classes), "state_dict": weights})
 
 
 def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
     """Read a checkpoint written by ``tzn train`` (the averaged weights, where the run averaged them).
 
     Raises:
-        CheckpointError: missing or damaged file, another kind of checkpoint, weights that do not fit the configuration.
+        CheckpointError: missing or damaged file, one that holds code, another kind of checkpoint, classes or weights that
+            do not fit the configuration.
     """
     path = Path(path)
     content = read_checkpoint(path)
+    header = checked_header(content, path)
+    weights = content["state_dict"]
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{path}: its state_dict is a {type(weights).__name__}, expected weights by name")
+    weights = {str(k).removeprefix("model."): v for k, v in weights.items() if str(k).startswith("model.")}
+    try:
+        model = localizer(header["config"], header["classes"], weights)
+        with torch.no_grad():
+            model.feature_mean.copy_(header["feature_mean"])
+            model.feature_std.copy_(header["feature_std"])
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: standardisation does not fit: {' '.join(str(error).split())[:200]}") from None
+    threshold, split = header.get("score_threshold"), header.get("score_threshold_split")
+    if not isinstance(threshold, float):
+        threshold = split = None
+    return LoadedCheckpoint(model, tuple(header["classes"]), header["config"], threshold, split)
+
+
+def checked_header(content: Any, path: Path) -> dict[str, Any]:
+    """The header of what :func:`read_checkpoint` returned, with values of the right types."""
     header = content.get("tzn") if isinstance(content, dict) else None
     if not isinstance(header, dict) or "state_dict" not in content:
         raise CheckpointError(f"{path}: not a tzn checkpoint (it has no configuration); expected one from 'tzn train'")
-    missing = [key for key in ("format", "config", "classes", "feature_mean", "feature_std") if key not in header]
+    missing = [key for key in REQUIRED if key not in header]
     if missing:
         raise CheckpointError(f"{path}: header without {', '.join(missing)}: written by an unfinished version of tzn")
+    for key, kind in REQUIRED.items():
+        if not isinstance(header[key], kind):
+            raise CheckpointError(
+                f"{path}: damaged header: {key} is a {type(header[key]).__name__}, expected a {kind.__name__}"
+            )
     if header["format"] > FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {header['format']} is newer than this tzn reads ({FORMAT})")
-    model = build_model(model_config(header["config"]))
-    weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items() if k.startswith("model.")}
+    return header
+
+
+def localizer(config: dict[str, Any], classes: list[Any], weights: Mapping[str, Any]) -> Localizer:
+    """The network of a configuration with these weights, on the CPU and in evaluation mode.
+
+    Raises:
+        ConfigError, CheckpointError: something does not fit; without the name of the file.
+    """
+    settings = config_from_dict(config).model
+    if len(classes) != settings.num_classes or not all(isinstance(name, str) for name in classes):
+        raise CheckpointError(
+            f"names {len(classes)} classes, expected the {settings.num_classes} texts of {settings.section}.num_classes"
+        )
     try:
-        model.load_state_dict(weights)
+        # Shapes only: a hostile configuration takes no memory before its weights are seen to fit.
+        with torch.device("meta"):
+            expected = build_model(settings).state_dict()
     except RuntimeError as error:
-        text = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: weights do not fit their configuration: {text}") from None
-    model.feature_mean.copy_(header["feature_mean"])
-    model.feature_std.copy_(header["feature_std"])
-    return LoadedCheckpoint(model.eval(), tuple(header["classes"]), header["config"])
+        raise CheckpointError(f"configuration of an impossible network: {' '.join(str(error).split())[:200]}") from None
+    problems = _misfits(weights, expected)
+    if problems:
+        raise CheckpointError(f"weights do not fit their configuration: {'; '.join(problems)}")
+    model = build_model(settings)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
-def model_config(config: dict[str, Any]) -> TemporalZoomNetConfig | ActionFormerConfig:
-    """The model's section of a configuration stored as plain data, lists back to tuples."""
-    kind = ActionFormerConfig if "actionformer" in config else TemporalZoomNetConfig
-    section = config["actionformer" if "actionformer" in config else "model"]
-    return kind(**{name: _tuples(value) for name, value in section.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+def _misfits(weights: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
+    strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    missing = [name for name in expected if name not in weights]
+    unknown = [name for name in weights if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if isinstance(weights.get(name), Tensor) and weights[name].shape != tensor.shape
+    ]
+    found = {"no tensors": strange, "missing": missing, "unknown": unknown, "of another shape": misshapen}
+    return [
+        f"{len(names)} {what}: {', '.join(names[:LISTED])}{', …' if len(names) > LISTED else ''}"
+        for what, names in found.items()
+        if names
+    ]
 
 
 def run_checkpoint(path: Path) -> Path:
@@ -97,7 +160,7 @@ def run_checkpoint(path: Path) -> Path:
             f"{path}: no checkpoints/last.ckpt in this folder; expected the folder of a 'tzn train' run"
         )
     if best.is_file():
-        held_out = read_checkpoint(best).get("tzn", {}).get("config", {}).get("data", {}).get("validation")
-        if held_out:
+        data = checked_header(read_checkpoint(best), best)["config"].get("data")
+        if isinstance(data, dict) and data.get("validation"):
             return best
     return last

@@ -1,13 +1,22 @@
-"""Typed configuration of the models: plain dataclasses, no logic beyond their own checks."""
+"""Typed configuration of the models: dataclasses, no logic beyond their own checks."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Gt, Interval, Predicate
+
+from tzn.checked import Checked, Count, CountOrZero, Positive, Range, ShareBelowOne
+
+OddWindow = Annotated[int, Predicate(lambda w: w >= 1 and w % 2 == 1), "an odd integer >= 1"]
+PowerOfTwo = Annotated[int, Predicate(lambda n: n >= 1 and not n & (n - 1)), "a power of two"]
+Prior = Annotated[float, Interval(gt=0, lt=1), "a number in (0, 1)"]
+Radius = Annotated[float, Gt(1), "a number of steps > 1"]
 
 
 @dataclass(frozen=True)
-class TemporalZoomNetConfig:
+class TemporalZoomNetConfig(Checked):
     """Shape of a :class:`tzn.models.TemporalZoomNet`.
 
     Lengths are in grid steps (one step = one feature vector) unless said otherwise.
@@ -32,24 +41,26 @@ class TemporalZoomNetConfig:
         boundary_layers: hidden layers of the boundary distance head.
         boundary_width: channels of the boundary distance head.
         boundary_radius: R, distances are clipped to +-R steps.
-        dropout: dropout inside the block MLPs and on the embedded features.
+        dropout: dropout on the embedded features (blocks have none, so that a skipped token stays as it is).
         drop_path: stochastic depth per recording on the residual branches.
         prior_prob: initial class probability of the class head.
     """
 
-    input_dim: int
-    num_classes: int
-    width: int = 512
-    num_heads: int = 4
-    window: int = 19
-    mlp_ratio: float = 4.0
-    embedding_layers: int = 1
-    shallow_layers: int = 1
-    refinement_layers: int = 3
-    first_stride: int = 1
-    num_levels: int = 6
-    pyramid_mlp_ratio: float = 2.0
-    regression_ranges: tuple[tuple[float, float], ...] = (
+    section: ClassVar[str] = "model"
+
+    input_dim: Count
+    num_classes: Count
+    width: Count = 512
+    num_heads: Count = 4
+    window: OddWindow = 19
+    mlp_ratio: Positive = 4.0
+    embedding_layers: CountOrZero = 1
+    shallow_layers: CountOrZero = 1
+    refinement_layers: CountOrZero = 3
+    first_stride: PowerOfTwo = 1
+    num_levels: Count = 6
+    pyramid_mlp_ratio: Positive = 2.0
+    regression_ranges: tuple[Range, ...] = (
         (0, 4),
         (4, 8),
         (8, 16),
@@ -57,46 +68,25 @@ class TemporalZoomNetConfig:
         (32, 64),
         (64, 10000),
     )
-    head_layers: int = 2
-    head_width: int = 256
-    boundary_fields: str = "start_end"
-    boundary_layers: int = 2
-    boundary_width: int = 256
-    boundary_radius: float = 8.0
-    dropout: float = 0.0
-    drop_path: float = 0.1
-    prior_prob: float = 0.01
+    head_layers: CountOrZero = 2
+    head_width: Count = 256
+    boundary_fields: Literal["start_end", "region", "none"] = "start_end"
+    boundary_layers: CountOrZero = 2
+    boundary_width: Count = 256
+    boundary_radius: Radius = 8.0
+    dropout: ShareBelowOne = 0.0
+    drop_path: ShareBelowOne = 0.1
+    prior_prob: Prior = 0.01
 
     def __post_init__(self) -> None:
-        positive = ("input_dim", "num_classes", "width", "num_heads", "num_levels", "first_stride", "head_width")
-        for name in positive:
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"model.{name} = {value}: expected a positive integer")
-        if self.width % self.num_heads:
-            raise ValueError(f"model.width = {self.width} is not divisible by model.num_heads = {self.num_heads}")
-        if self.window < 1 or self.window % 2 == 0:
-            raise ValueError(f"model.window = {self.window}: expected an odd positive number")
-        if self.first_stride & (self.first_stride - 1):
-            raise ValueError(f"model.first_stride = {self.first_stride}: expected a power of two")
-        if len(self.regression_ranges) != self.num_levels:
-            raise ValueError(
-                f"model.regression_ranges has {len(self.regression_ranges)} entries, "
-                f"expected one per level (model.num_levels = {self.num_levels})"
-            )
-        for low, high in self.regression_ranges:
-            if not 0 <= low < high:
-                raise ValueError(f"model.regression_ranges: ({low}, {high}) is not a range with 0 <= low < high")
-        if self.boundary_fields not in ("start_end", "region", "none"):
-            raise ValueError(
-                f"model.boundary_fields = {self.boundary_fields!r}: expected 'start_end', 'region' or 'none'"
-            )
-        if self.boundary_radius <= 1:
-            raise ValueError(f"model.boundary_radius = {self.boundary_radius}: expected more than 1 step")
-        for name in ("dropout", "drop_path", "prior_prob"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"model.{name} = {value}: expected a number in [0, 1)")
+        super().__post_init__()
+        self.require(
+            self.width % self.num_heads == 0, "width", f"a number divisible by model.num_heads = {self.num_heads}"
+        )
+        self.require(
+            len(self.regression_ranges) == self.num_levels, "regression_ranges",
+            f"one range per level (model.num_levels = {self.num_levels})",
+        )  # fmt: skip
 
     @property
     def feature_dim(self) -> int:
@@ -108,12 +98,9 @@ class TemporalZoomNetConfig:
         """Stride of every pyramid level with heads, in grid steps."""
         return tuple(self.first_stride << level for level in range(self.num_levels))
 
-    def replace(self, **changes: object) -> TemporalZoomNetConfig:
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
-class ActionFormerConfig:
+class ActionFormerConfig(Checked):
     """Shape of an :class:`tzn.models.ActionFormer`, with the original's option names.
 
     Attributes:
@@ -127,49 +114,50 @@ class ActionFormerConfig:
         Others as in the original configuration files.
     """
 
-    input_dim: int | tuple[int, ...]
-    num_classes: int
-    embd_dim: int | tuple[int, ...] = 512
-    backbone_type: str = "convTransformer"
-    backbone_arch: tuple[int, int, int] = (2, 2, 5)
-    scale_factor: int = 2
-    n_head: int = 4
+    section: ClassVar[str] = "actionformer"
+
+    input_dim: Count | tuple[Count, ...]
+    num_classes: Count
+    embd_dim: Count | tuple[Count, ...] = 512
+    backbone_type: Literal["convTransformer", "conv"] = "convTransformer"
+    backbone_arch: tuple[CountOrZero, CountOrZero, CountOrZero] = (2, 2, 5)
+    scale_factor: Count = 2
+    n_head: Count = 4
     n_mha_win_size: int | tuple[int, ...] = 19
-    max_seq_len: int = 2304
-    embd_kernel_size: int = 3
+    max_seq_len: Count = 2304
+    embd_kernel_size: OddWindow = 3
     embd_with_ln: bool = True
     use_abs_pe: bool = False
     use_rel_pe: bool = False
-    fpn_type: str = "identity"
-    fpn_dim: int = 512
+    fpn_type: Literal["identity", "fpn"] = "identity"
+    fpn_dim: Count = 512
     fpn_with_ln: bool = True
-    head_dim: int = 512
-    head_num_layers: int = 3
-    head_kernel_size: int = 3
+    head_dim: Count = 512
+    head_num_layers: Count = 3
+    head_kernel_size: OddWindow = 3
     head_with_ln: bool = True
-    regression_range: tuple[tuple[float, float], ...] = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
-    cls_prior_prob: float = 0.01
+    regression_range: tuple[Range, ...] = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
+    cls_prior_prob: ShareBelowOne = 0.01
     head_empty_cls: tuple[int, ...] = ()
-    dropout: float = 0.0
-    droppath: float = 0.1
+    dropout: ShareBelowOne = 0.0
+    droppath: ShareBelowOne = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = 1 + self.backbone_arch[2]
-        if len(self.regression_range) != levels or len(self.windows) != levels:
-            raise ValueError(
-                f"model.regression_range has {len(self.regression_range)} and model.n_mha_win_size {len(self.windows)} "
-                f"entries, expected one per level: {levels}"
-            )
-        if len(self.input_dims) != len(self.embd_dims):
-            raise ValueError(f"model.input_dim = {self.input_dim} and model.embd_dim = {self.embd_dim}: numbers differ")
-        if self.width % self.n_head:
-            raise ValueError(f"model.embd_dim: width {self.width} is not divisible by model.n_head = {self.n_head}")
-        if self.fpn_type not in ("identity", "fpn"):
-            raise ValueError(f"model.fpn_type = {self.fpn_type!r}: expected 'identity' or 'fpn'")
-        if self.fpn_type == "identity" and self.fpn_dim != self.width:
-            raise ValueError(f"model.fpn_dim = {self.fpn_dim}: the identity neck keeps the width {self.width}")
-        if self.backbone_type not in ("convTransformer", "conv"):
-            raise ValueError(f"model.backbone_type = {self.backbone_type!r}: expected 'convTransformer' or 'conv'")
+        self.require(len(self.regression_range) == levels, "regression_range", f"one range per level: {levels}")
+        self.require(len(self.windows) == levels, "n_mha_win_size", f"a window, or one per level: {levels}")
+        self.require(
+            len(self.input_dims) == len(self.embd_dims), "embd_dim",
+            f"as many widths as actionformer.input_dim = {self.input_dim}",
+        )  # fmt: skip
+        self.require(
+            self.width % self.n_head == 0, "embd_dim", f"a width divisible by actionformer.n_head = {self.n_head}"
+        )
+        self.require(
+            self.fpn_type != "identity" or self.fpn_dim == self.width, "fpn_dim",
+            f"the width {self.width}, which the identity neck keeps",
+        )  # fmt: skip
 
     @property
     def feature_dim(self) -> int:

@@ -11,10 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from tzn.errors import CheckpointError
+from tzn.errors import CheckpointError, ConfigError
 from tzn.files import atomic_write
-from tzn.models import build_model
-from tzn.models.checkpoint import LoadedCheckpoint, model_config
+from tzn.models.checkpoint import LoadedCheckpoint, localizer
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -58,13 +57,13 @@ def load_pretrained(name: str) -> Pretrained:
     with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["tzn"])
         weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dict)
-    model = build_model(model_config(header["config"]))
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"pretrained model {name!r}: {' '.join(str(error).split())}") from None
+        model = localizer(header["config"], header["classes"], weights)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"pretrained model {name!r}: {error}") from None
     signal = RawSignal(**{**header["signal"], "channels": tuple(header["signal"]["channels"])})
-    return Pretrained(LoadedCheckpoint(model.eval(), tuple(header["classes"]), header["config"]), signal)
+    threshold = (header.get("score_threshold"), header.get("score_threshold_split"))
+    return Pretrained(LoadedCheckpoint(model, tuple(header["classes"]), header["config"], *threshold), signal)
 
 
 def save_pretrained(path: Path, checkpoint: LoadedCheckpoint, signal: RawSignal) -> None:
@@ -76,6 +75,7 @@ def save_pretrained(path: Path, checkpoint: LoadedCheckpoint, signal: RawSignal)
     }
     header: dict[str, Any] = {
         "config": checkpoint.config, "classes": checkpoint.classes, "signal": dataclasses.asdict(signal),
+        "score_threshold": checkpoint.score_threshold, "score_threshold_split": checkpoint.score_threshold_split,
     }  # fmt: skip
     with atomic_write(path, "wb") as file:
         file.write(save(weights, metadata={"tzn": json.dumps(header)}))

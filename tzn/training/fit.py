@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from tzn import __version__
+from tzn.checked import shown
 from tzn.config import ExperimentConfig
-from tzn.config_loading import dump_config
+from tzn.config_loading import config_from_dict, config_to_dict, dump_config
 from tzn.data.dataset import (
     RecordingDataset,
     class_names,
@@ -29,10 +37,14 @@ from tzn.data.dataset import (
     load_split_annotations,
     select_recordings,
 )
-from tzn.errors import ConfigError, TrainingError
-from tzn.files import atomic_write
+from tzn.errors import ConfigError, StoppedError, TrainingError
+from tzn.files import atomic_write, remove_temporary
+from tzn.inference.localize import localize
+from tzn.models.checkpoint import checked_header, load_checkpoint
+from tzn.models.checkpoint_file import read_checkpoint, write_checkpoint
 from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
+from tzn.training.resolve import best_f1_threshold, fingerprint, resolve_config
 
 # Lightning's tips and tree warnings say nothing about a run.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -43,8 +55,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its final name and renames it, so a kill never leaves half of one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with atomic_write(path, "wb") as file:
-            torch.save(checkpoint, file)
+        write_checkpoint(path, checkpoint)
+
+
+class StopOnSignal(Callback):
+    """SIGTERM and Ctrl-C end a run after the step they arrive in; a second one, or one outside of training, at once.
+
+    A context manager around everything that should answer so.
+
+    Raises:
+        StoppedError: where the run is when it stops.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.training = False
+        self.owner = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
+            self._before = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.owner:  # a loader process inherits the handler; Ctrl-C is its parent's to answer
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        again, self.number = self.number is not None, number
+        if again or not self.training:
+            raise StoppedError(number)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.number is not None:
+            raise StoppedError(self.number)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.on_train_batch_end()
 
 
 class RecordingData(pl.LightningDataModule):
@@ -95,34 +147,72 @@ def train(
         config: the experiment; ``model.input_dim`` and ``model.num_classes`` must fit the data.
         data: folder that ``config.data.annotations`` and ``config.data.features`` are relative to.
         out: folder of the run: ``config.yaml``, ``checkpoints/last.ckpt`` and ``best.ckpt``, ``logs/``, ``run.json``.
-        resume: continue the run in ``out`` from its last checkpoint; the same seeds give the same run.
+        resume: continue the run in ``out`` from its last checkpoint; the same seeds give the same run. Refused, before
+            anything is written, with another configuration, other classes or other recordings.
         accelerator, devices, num_nodes: as in Lightning; under ``torchrun`` devices default to its processes.
 
     Raises:
         ConfigError, DataError, CheckpointError: configuration, data or teacher do not fit; nothing is written.
-        TrainingError: NaN loss or out of memory; the last good checkpoint is kept.
+        TrainingError: NaN loss, diverged weights or out of memory; the last good checkpoint is kept.
+        StoppedError: SIGTERM or Ctrl-C; the checkpoint of the last finished epoch is there to resume from.
+        OSError: ``out`` cannot be written.
     """
     data, out = Path(data), Path(out)
     last = out / "checkpoints" / "last.ckpt"
+    with StopOnSignal() as stop:
+        try:
+            return _train(config, data, out, last, resume, (accelerator, devices, num_nodes, progress), stop)
+        except (StoppedError, SIGTERMException) as error:
+            number = error.signal_number if isinstance(error, StoppedError) else signal.SIGTERM
+            then = (
+                "continue with --resume" if last.is_file() else "no epoch was finished, so start again without --resume"
+            )
+            raise StoppedError(number, f"stopped; {then}") from None
+
+
+def _train(
+    config: ExperimentConfig, data: Path, out: Path, last: Path, resume: bool,
+    machine: tuple[str, int | None, int, bool], stop: StopOnSignal,
+) -> Path:  # fmt: skip
     _check_out(out, last, resume)
     train_set, validation_set = build_datasets(config, data)
+    config = resolve_config(config, train_set)
     # Before seeding: building a teacher draws random numbers, and a student with one starts as the student without.
     teacher = load_teacher(config, train_set.classes) if config.training.teacher else None
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
-    module = LocalizerModule(config, train_set.classes, validation_set.recordings if validation_set else (), teacher)
+    held_out = validation_set.recordings if validation_set else []
+    described = fingerprint(train_set.classes, [*train_set.recordings, *held_out])
+    module = LocalizerModule(config, train_set.classes, held_out, teacher, described)
     mean, std = fit_standardisation(train_set)
     module.model.feature_mean.copy_(mean)
     module.model.feature_std.copy_(std)
     train_set.channel_std = std
-    trainer = _trainer(config, out, validation_set is not None, accelerator, devices, num_nodes, progress)
+    trainer = _trainer(config, out, validation_set is not None, *machine, stop)
     _check_batch(config, trainer.world_size)
-    if trainer.is_global_zero:
-        with atomic_write(out / "config.yaml") as file:
-            file.write(dump_config(config))
-    begin, cpu_begin = time.perf_counter(), time.process_time()
+    with _locked(out) if trainer.is_global_zero else contextlib.nullcontext():
+        if trainer.is_global_zero:
+            _check_out(out, last, resume)  # a run that has just ended
+        if resume:
+            _check_same_run(last, module)
+        if trainer.is_global_zero:
+            remove_temporary(out)
+            with atomic_write(out / "config.yaml") as file:
+                file.write(dump_config(config))
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        stop.training = True
+        _fit(trainer, module, RecordingData(config, train_set, validation_set), last, resume)
+        stop.training = False
+        best = out / "checkpoints" / "best.ckpt"
+        chosen = best if validation_set is not None and best.is_file() else last
+        if trainer.is_global_zero:
+            _write_summary(out / "run.json", trainer, time.perf_counter() - begin, time.process_time() - cpu_begin)
+            _store_threshold(chosen, config, validation_set, data)
+    return chosen
+
+
+def _fit(trainer: pl.Trainer, module: LocalizerModule, data: RecordingData, last: Path, resume: bool) -> None:
     try:
-        loaders = RecordingData(config, train_set, validation_set)
-        trainer.fit(module, datamodule=loaders, ckpt_path=str(last) if resume else None, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, TrainingError):
             raise TrainingError(f"{error}. {_kept(last)}") from None
@@ -131,10 +221,78 @@ def train(
                 f"out of memory; lower data.max_length or training.batch_size, or raise training.accumulate. {_kept(last)}"
             ) from error
         raise
-    if trainer.is_global_zero:
-        _write_summary(out / "run.json", trainer, time.perf_counter() - begin, time.process_time() - cpu_begin)
-    best = out / "checkpoints" / "best.ckpt"
-    return best if validation_set is not None and best.is_file() else last
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Nobody else trains into ``out`` meanwhile; the lock ends with the process, however that ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(f"{out}: another training is writing there; wait for it or choose another --out") from None
+
+
+def _check_same_run(last: Path, module: LocalizerModule) -> None:
+    """Resuming makes sense only with the configuration, classes and recordings that the run began with.
+
+    Raises:
+        ConfigError: lists what differs.
+    """
+    header = checked_header(read_checkpoint(last), last)
+    differences = _changed_settings(config_from_dict(header["config"]), module.config)
+    if tuple(header["classes"]) != module.classes:
+        differences.append(f"classes were {', '.join(map(str, header['classes']))}, now {', '.join(module.classes)}")
+    before, now = header.get("data"), module.data
+    if isinstance(before, dict) and before != now:
+        differences.append(f"recordings were {_described(before)}, now {_described(now or {})}")
+    model = module.model
+    for name in ("feature_mean", "feature_std"):
+        then, value = header[name], getattr(model, name)
+        if then.shape != value.shape or not torch.allclose(then, value, rtol=1e-3, atol=1e-6):
+            differences.append(f"features have another mean or spread ({name})")
+            break
+    if differences:
+        raise ConfigError(f"--resume: {last} is of another run; nothing was written: {'; '.join(differences)}")
+
+
+def _changed_settings(before: ExperimentConfig, now: ExperimentConfig) -> list[str]:
+    then, here = config_to_dict(before), config_to_dict(now)
+    free = {("training", "num_workers")}  # changes nothing but the speed
+    return [
+        f"{section}.{name} was {shown(then.get(section, {}).get(name))}, now {shown(here.get(section, {}).get(name))}"
+        for section in {**then, **here}
+        for name in {**then.get(section, {}), **here.get(section, {})}
+        if then.get(section, {}).get(name) != here.get(section, {}).get(name) and (section, name) not in free
+    ]
+
+
+def _described(data: dict[str, Any]) -> str:
+    return f"{data.get('recordings')} with {data.get('segments')} segments (digest {data.get('digest')})"
+
+
+def _store_threshold(path: Path, config: ExperimentConfig, validation: RecordingDataset | None, data: Path) -> None:
+    """Put the score of the best F1 on held-out recordings, or where there are none on the training ones, in a checkpoint."""
+    split = "validation" if validation is not None else "training"
+    loaded = load_checkpoint(path)
+    if validation is None:
+        annotations = load_split_annotations(data, config.data)
+        recordings = select_recordings(annotations, config.data, "train")
+        folder = data / config.data.features
+        validation = RecordingDataset(
+            annotations, recordings, folder, config.data, config.model.feature_dim, training=False
+        )
+    found = {}
+    for i in range(len(validation)):
+        example = validation[i]
+        found[example.id], _ = localize(
+            loaded.model, example.features, example.grid, example.duration, config.inference
+        )
+    threshold = best_f1_threshold(validation.recordings, found, len(loaded.classes))
+    content = read_checkpoint(path)
+    content["tzn"] |= {"score_threshold": threshold, "score_threshold_split": split}
+    write_checkpoint(path, content)
 
 
 def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDataset, RecordingDataset | None]:
@@ -160,7 +318,7 @@ def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDatas
 
 def _trainer(
     config: ExperimentConfig, out: Path, validate: bool, accelerator: str, devices: int | None, num_nodes: int,
-    progress: bool,
+    progress: bool, stop: StopOnSignal,
 ) -> pl.Trainer:  # fmt: skip
     c = config.training
     loggers: list[Logger] = [
@@ -170,28 +328,33 @@ def _trainer(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     devices = devices or (processes if processes > 1 or accelerator == "cpu" else None)
     every = c.validate_every if validate and c.validate_every else c.epochs
-    return pl.Trainer(
-        max_epochs=c.epochs,
-        accelerator=accelerator,
-        devices=devices or "auto",
-        num_nodes=num_nodes,
-        strategy="ddp" if (devices or 1) * num_nodes > 1 else "auto",
-        precision=c.precision,  # type: ignore[arg-type]
-        accumulate_grad_batches=c.accumulate,
-        gradient_clip_val=c.clip_norm or None,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=_callbacks(config, out, validate, progress),
-        logger=loggers,
-        log_every_n_steps=1,
-        check_val_every_n_epoch=every,
-        limit_val_batches=None if validate else 0,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        default_root_dir=out,
-    )
+    try:
+        return pl.Trainer(
+            max_epochs=c.epochs,
+            accelerator=accelerator,
+            devices=devices or "auto",
+            num_nodes=num_nodes,
+            strategy="ddp" if (devices or 1) * num_nodes > 1 else "auto",
+            precision=c.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=c.accumulate,
+            gradient_clip_val=c.clip_norm or None,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[*_callbacks(config, out, validate, progress), stop],
+            logger=loggers,
+            log_every_n_steps=1,
+            check_val_every_n_epoch=every,
+            limit_val_batches=None if validate else 0,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            default_root_dir=out,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(
+            f"--device {accelerator}, --devices {devices}, training.precision = {c.precision}: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bool) -> list[Callback]:

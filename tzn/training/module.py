@@ -23,6 +23,8 @@ from tzn.models.checkpoint import checkpoint_header
 from tzn.training.distillation import Teacher
 from tzn.training.objective import ActionFormerObjective, Objective
 
+LARGEST_WEIGHT = 1e18  # the product of two such numbers overflows float32
+
 
 class LocalizerModule(pl.LightningModule):
     """Trains a :class:`TemporalZoomNet` or an :class:`ActionFormer`.
@@ -31,16 +33,17 @@ class LocalizerModule(pl.LightningModule):
         config: the experiment.
         classes: class names in label order; stored in the checkpoint.
         validation: ground truth of the validation recordings (may be empty).
+        data: what the run's recordings are, see :func:`tzn.training.resolve.fingerprint`; stored in the checkpoint.
         teacher: a trained network to learn from; it stays outside the module, so neither checkpoints, averages nor
             optimisers hold its weights.
     """
 
     def __init__(
         self, config: ExperimentConfig, classes: tuple[str, ...], validation: Iterable[Recording] = (),
-        teacher: Teacher | None = None,
+        teacher: Teacher | None = None, data: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.config, self.classes, self.teacher = config, classes, teacher
+        self.config, self.classes, self.teacher, self.data = config, classes, teacher, data
         self.validation_truth = list(validation)
         self.model = build_model(config.model)
         kind = ActionFormerObjective if isinstance(config.model, ActionFormerConfig) else Objective
@@ -53,7 +56,13 @@ class LocalizerModule(pl.LightningModule):
         torch.manual_seed((self.config.training.seed * 7919 + position) * 65_537 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        outputs = self.model(*self._padded(batch))
+        try:
+            outputs = self.model(*self._padded(batch))
+        except ValueError as error:  # ops refuse NaN before a loss could show it
+            self._check_weights()
+            raise TrainingError(
+                f"the network diverged ({error}) in epoch {self.current_epoch}; lower training.learning_rate"
+            ) from error
         progress = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
         taught = () if self.teacher is None else (self.teacher(batch.features, batch.mask),)
         losses = self.objective(outputs, batch.segments, batch.labels, progress, *taught)
@@ -77,6 +86,19 @@ class LocalizerModule(pl.LightningModule):
         whole = losses["loss"].detach()
         self.log("train/loss_epoch", whole, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         return losses["loss"]
+
+    def on_train_epoch_end(self) -> None:
+        self._check_weights()  # before a checkpoint takes the place of a good one
+
+    def on_validation_epoch_start(self) -> None:
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        for name, weight in self.model.named_parameters():
+            if not bool((weight.detach().abs() < LARGEST_WEIGHT).all()):
+                raise TrainingError(
+                    f"weights diverged ({name}) in epoch {self.current_epoch}; lower training.learning_rate"
+                )
 
     def _padded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if isinstance(self.model, ActionFormer):
@@ -107,7 +129,8 @@ class LocalizerModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tzn"] = checkpoint_header(self.model, config_to_dict(self.config), self.classes)
+        header = checkpoint_header(self.model, config_to_dict(self.config), self.classes)
+        checkpoint["tzn"] = header | {"data": self.data}
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

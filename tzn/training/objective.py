@@ -19,6 +19,9 @@ from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid
 from tzn.training.distillation import distillation_losses
 
 NORM_MOMENTUM = 0.9
+# Nothing but the scale's own layer learns from this loss (what it reads is detached), and AdamW divides by the gradient's
+# size: the weight only sets how much of the clipped gradient norm that layer takes from the others.
+SCALE_WEIGHT = 0.1
 
 
 class PointObjective(nn.Module):
@@ -115,7 +118,7 @@ class Objective(PointObjective):
         losses["loss"] = (
             c.class_weight * losses["class"]
             + c.offset_weight * losses["offset"]
-            + 0.1 * losses["offset_scale"]
+            + SCALE_WEIGHT * losses["offset_scale"]
             + c.boundary_weight * losses["boundary"]
             + c.depth_weight * losses["depth"]
         )

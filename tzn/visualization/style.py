@@ -39,7 +39,13 @@ def save_figure(figure: Any, path: str | Path) -> Path:
     suffix = path.suffix.lower()
     if suffix not in (".png", ".svg"):
         raise DataError(f"{path}: pictures are written as .png or .svg")
-    with atomic_write(path, "wb") as file:
+    import matplotlib
+    from matplotlib.text import Text
+
+    # Names are names: matplotlib would read "$x_{$" as a formula, and fail.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with matplotlib.rc_context({"text.parse_math": False}), atomic_write(path, "wb") as file:
         figure.savefig(file, format=suffix[1:], dpi=100)
     return path
 
