@@ -314,3 +314,40 @@ def test_score_orders_ties_as_asked(tmp_path, capsys):
         assert main(["score", str(found), str(truth), "--tiou", "0.5", "--ties", ties, "--json"]) == 0
         averages[ties] = json.loads(capsys.readouterr().out)["average_mAP"]
     assert averages == {"first": 1.0, "numpy": 0.5}
+
+
+def test_what_conversion_leaves_out_is_said(tmp_path, capsys):
+    truth = tmp_path / "truth.json"
+    rows = [{"segment": s, "label": "walk", "label_id": 0} for s in ([0, 1], [3, 2], [5, 5], [9, 8])]
+    truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
+    assert main(["convert", str(truth), str(tmp_path / "detad.json"), "--to", "detad"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("1 segments: ")
+    assert said.err.splitlines() == [
+        f"warning: {truth}: 2 segments left out: end before start", f"warning: {truth}: 1 segments left out: zero length",
+    ]  # fmt: skip
+    found = tmp_path / "found.json"
+    good = {"segment": [0, 1], "label": "walk", "score": 0.5}
+    found.write_text(json.dumps({"results": {"a": [good, good | {"segment": [2, 1]}], "z": [good]}}))
+    convert = ["convert", str(found), str(tmp_path / "out.csv"), "--annotations", str(truth)]
+    assert "ends before it starts" in _fails(capsys, *convert)
+    assert main([*convert, "--lenient"]) == 0
+    assert capsys.readouterr().err == f"warning: {found}: 1 detections left out: segment ends before it starts\n"
+    blocked = tmp_path / "blocked.json"
+    blocked.write_text('["q"]')
+    score = ["score", str(found), str(truth), "--tiou", "0.5", "--json"]
+    assert "ends before it starts" in _fails(capsys, *score)
+    assert main([*score, "--lenient", "--split-only", "--blocked", str(blocked)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["average_mAP"] == 1.0
+    assert "1 detections left out: their recordings are outside subset 'test'" in said.err
+
+
+def test_predictions_are_written_in_every_format(run, data, tmp_path, capsys):
+    from tzn.formats import FORMATS
+
+    features = [str(p) for p in sorted((data / "features").glob("*.npy"))[:2]]
+    for name, known in FORMATS.items():
+        out = tmp_path / (name if known.single else f"p{known.suffix}")
+        assert main(["predict", str(run), *features, "--out", str(out), "--format", name]) == 0
+        assert len(list(out.iterdir())) == 2 if known.single else out.is_file()

@@ -57,7 +57,7 @@ FOUND = detections(
 
 
 def test_one_bar_per_segment_and_per_strong_detection():
-    figure = draw_timeline(TRUTH, CLASSES, FOUND)
+    figure = draw_timeline(TRUTH, CLASSES, FOUND, min_score=0.2)
     assert [(b.get_x(), b.get_width()) for b in bars(figure, "annotated")] == [(10, 20), (30, 15), (60, 30)]
     assert sorted(b.get_x() for b in bars(figure, "detected")) == [11, 31, 61]  # not the one of score 0.1
     assert row_names(figure) == ["walk", "sit"]
@@ -69,7 +69,7 @@ def test_stronger_detections_are_more_opaque():
 
 
 def test_whiskers_reach_one_standard_error_and_unknown_ones_are_left_out():
-    figure = draw_timeline(TRUTH, CLASSES, FOUND)
+    figure = draw_timeline(TRUTH, CLASSES, FOUND, min_score=0.2)
     (whiskers,) = [c for c in figure.axes[0].collections if c.get_label() == "whiskers"]
     spans = sorted((line[0][0], line[1][0]) for line in whiskers.get_segments())
     np.testing.assert_allclose(spans, [(10.5, 11.5), (28.6, 29.4), (43.7, 44.3)])

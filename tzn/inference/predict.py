@@ -15,15 +15,15 @@ from tzn.config_loading import config_from_dict
 from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features
 from tzn.data.signal import load_signal, signal_to_features
-from tzn.detections import Detections, write_predictions, write_srt_folder
+from tzn.detections import Detections, write_folder, write_predictions
 from tzn.errors import DataError
+from tzn.formats import FORMATS, format_of
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores, video_score_classes
 from tzn.inference.localize import localize
 from tzn.inference.traces import save_trace, trace_arrays
 from tzn.models.checkpoint import LoadedCheckpoint
 from tzn.models.pretrained import RawSignal
 
-FORMATS = ("json", "csv", "srt")
 SIGNAL_SUFFIXES = (".npy", ".csv", ".tsv", ".txt")
 
 
@@ -85,8 +85,8 @@ def predict_files(
     for name, arrays in saved.items():
         assert traces is not None
         save_trace(traces, name, arrays)
-    if fmt == "srt" and out.suffix != ".srt":
-        write_srt_folder(out, found, classes)
+    if FORMATS[fmt].single and format_of(out.name) != fmt:
+        write_folder(out, found, classes, fmt=fmt)
     else:
         write_predictions(out, found, classes)
     return found
