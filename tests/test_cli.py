@@ -297,6 +297,17 @@ def test_a_released_actionformer_checkpoint_converts_and_predicts(tmp_path, caps
     predictions = tmp_path / "predictions.json"
     assert main(["predict", str(out), str(features), "--out", str(predictions), "inference.pre_nms_thresh=0"]) == 0
     assert json.loads(predictions.read_text())["results"]["rec"]
+    theirs = tmp_path / "theirs.yaml"  # the same network in ActionFormer's own words
+    theirs.write_text(
+        "dataset: {num_classes: 3, input_dim: 4, feat_stride: 5, num_frames: 5, default_fps: 50}\n"
+        "model: {embd_dim: 16, fpn_dim: 16, head_dim: 16, n_mha_win_size: 19}\ntest_cfg: {max_seg_num: 7}\n"
+    )
+    again = [*command[:2], str(tmp_path / "again.ckpt"), *command[3:-1], str(theirs)]
+    assert main(again) == 0
+    translated = load_checkpoint(tmp_path / "again.ckpt")
+    assert translated.config["inference"]["max_segments"] == 7
+    assert translated.classes == loaded.classes
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in translated.model.state_dict().items())
     assert "no actionformer section" in _fails(capsys, *command[:-1], "configs/hapt.yaml")
     rows[0]["label_id"] = 5
     truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
