@@ -154,13 +154,15 @@ def _strongest(detections: Detections, min_score: float, first: float, last: flo
     """Detections in the window of at least ``min_score`` that no stronger one of their class mostly covers."""
     start, end = detections.segments[:, 0], detections.segments[:, 1]
     keep: list[int] = []
+    of_class: dict[int, list[int]] = {}
     for i in np.argsort(-detections.scores, kind="stable"):
         if detections.scores[i] < min_score or end[i] <= first or start[i] >= last:
             continue
-        rivals = [j for j in keep if detections.labels[j] == detections.labels[i]]
+        rivals = of_class.setdefault(int(detections.labels[i]), [])
         overlap = np.minimum(end[i], end[rivals]) - np.maximum(start[i], start[rivals])
         if not (overlap > 0.5 * np.minimum(end[i] - start[i], end[rivals] - start[rivals])).any():
             keep.append(int(i))
+            rivals.append(int(i))
     return detections[keep]
 
 
