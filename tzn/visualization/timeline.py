@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -152,17 +153,20 @@ def _extent(
 
 def _strongest(detections: Detections, min_score: float, first: float, last: float) -> Detections:
     """Detections in the window of at least ``min_score`` that no stronger one of their class mostly covers."""
-    start, end = detections.segments[:, 0], detections.segments[:, 1]
     keep: list[int] = []
-    of_class: dict[int, list[int]] = {}
-    for i in np.argsort(-detections.scores, kind="stable"):
-        if detections.scores[i] < min_score or end[i] <= first or start[i] >= last:
+    rivals: dict[int, list[tuple[float, float]]] = {}  # kept segments of a class, by start
+    longest: dict[int, float] = {}
+    segments, labels = detections.segments.tolist(), detections.labels.tolist()
+    for i in np.argsort(-detections.scores, kind="stable").tolist():
+        (start, end), label = segments[i], labels[i]
+        if detections.scores[i] < min_score or end <= first or start >= last:
             continue
-        rivals = of_class.setdefault(int(detections.labels[i]), [])
-        overlap = np.minimum(end[i], end[rivals]) - np.maximum(start[i], start[rivals])
-        if not (overlap > 0.5 * np.minimum(end[i] - start[i], end[rivals] - start[rivals])).any():
-            keep.append(int(i))
-            rivals.append(int(i))
+        kept, reach = rivals.setdefault(label, []), longest.get(label, 0.0)
+        near = kept[bisect.bisect_left(kept, (start - reach, -math.inf)) : bisect.bisect_left(kept, (end, -math.inf))]
+        if not any(min(end, e) - max(start, s) > 0.5 * min(end - start, e - s) for s, e in near):
+            keep.append(i)
+            bisect.insort(kept, (start, end))
+            longest[label] = max(reach, end - start)
     return detections[keep]
 
 
