@@ -341,6 +341,17 @@ def test_a_released_actionformer_checkpoint_converts_and_predicts(tmp_path, caps
     predictions = tmp_path / "predictions.json"
     assert main(["predict", str(out), str(features), "--out", str(predictions), "inference.pre_nms_thresh=0"]) == 0
     assert json.loads(predictions.read_text())["results"]["rec"]
+    theirs = tmp_path / "theirs.yaml"  # the same network in ActionFormer's own words
+    theirs.write_text(
+        "dataset: {num_classes: 3, input_dim: 4, feat_stride: 5, num_frames: 5, default_fps: 50}\n"
+        "model: {embd_dim: 16, fpn_dim: 16, head_dim: 16, n_mha_win_size: 19}\ntest_cfg: {max_seg_num: 7}\n"
+    )
+    again = [*command[:2], str(tmp_path / "again.ckpt"), *command[3:-1], str(theirs)]
+    assert main(again) == 0
+    translated = load_checkpoint(tmp_path / "again.ckpt")
+    assert translated.config["inference"]["max_segments"] == 7
+    assert translated.classes == loaded.classes
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in translated.model.state_dict().items())
     assert "no actionformer section" in _fails(capsys, *command[:-1], "configs/hapt.yaml")
     rows[0]["label_id"] = 5
     truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
@@ -358,3 +369,40 @@ def test_score_orders_ties_as_asked(tmp_path, capsys):
         assert main(["score", str(found), str(truth), "--tiou", "0.5", "--ties", ties, "--json"]) == 0
         averages[ties] = json.loads(capsys.readouterr().out)["average_mAP"]
     assert averages == {"first": 1.0, "numpy": 0.5}
+
+
+def test_what_conversion_leaves_out_is_said(tmp_path, capsys):
+    truth = tmp_path / "truth.json"
+    rows = [{"segment": s, "label": "walk", "label_id": 0} for s in ([0, 1], [3, 2], [5, 5], [9, 8])]
+    truth.write_text(json.dumps({"database": {"a": {"subset": "test", "duration": 9.0, "annotations": rows}}}))
+    assert main(["convert", str(truth), str(tmp_path / "detad.json"), "--to", "detad"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("1 segments: ")
+    assert said.err.splitlines() == [
+        f"warning: {truth}: 2 segments left out: end before start", f"warning: {truth}: 1 segments left out: zero length",
+    ]  # fmt: skip
+    found = tmp_path / "found.json"
+    good = {"segment": [0, 1], "label": "walk", "score": 0.5}
+    found.write_text(json.dumps({"results": {"a": [good, good | {"segment": [2, 1]}], "z": [good]}}))
+    convert = ["convert", str(found), str(tmp_path / "out.csv"), "--annotations", str(truth)]
+    assert "ends before it starts" in _fails(capsys, *convert)
+    assert main([*convert, "--lenient"]) == 0
+    assert capsys.readouterr().err == f"warning: {found}: 1 detections left out: segment ends before it starts\n"
+    blocked = tmp_path / "blocked.json"
+    blocked.write_text('["q"]')
+    score = ["score", str(found), str(truth), "--tiou", "0.5", "--json"]
+    assert "ends before it starts" in _fails(capsys, *score)
+    assert main([*score, "--lenient", "--split-only", "--blocked", str(blocked)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["average_mAP"] == 1.0
+    assert "1 detections left out: their recordings are outside subset 'test'" in said.err
+
+
+def test_predictions_are_written_in_every_format(run, data, tmp_path, capsys):
+    from tzn.formats import FORMATS
+
+    features = [str(p) for p in sorted((data / "features").glob("*.npy"))[:2]]
+    for name, known in FORMATS.items():
+        out = tmp_path / (name if known.single else f"p{known.suffix}")
+        assert main(["predict", str(run), *features, "--out", str(out), "--format", name]) == 0
+        assert len(list(out.iterdir())) == 2 if known.single else out.is_file()

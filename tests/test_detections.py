@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import gzip
 import json
+import math
+from collections import Counter
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from tzn.detections import Detections, read_predictions, write_predictions, write_srt_folder
-from tzn.errors import DataError
+import tzn.detections
+from tzn.data import annotations
+from tzn.detections import Detections, Segment, read_predictions, write_folder, write_predictions
+from tzn.errors import DataError, TznError
+from tzn.formats import FORMATS, format_of
 
 CLASSES = ("walk", "sit down", 'café, "late"')
 
@@ -96,7 +103,7 @@ def test_several_recordings_do_not_fit_one_subtitle_file(tmp_path):
 
 
 def test_a_folder_of_subtitles_has_a_file_per_recording(tmp_path):
-    write_srt_folder(tmp_path / "subtitles", TWO, CLASSES)
+    write_folder(tmp_path / "subtitles", TWO, CLASSES)
     assert sorted(p.name for p in (tmp_path / "subtitles").iterdir()) == ["empty.srt", "first.srt", "plain.srt"]
     assert (tmp_path / "subtitles/empty.srt").read_text() == ""
 
@@ -104,12 +111,12 @@ def test_a_folder_of_subtitles_has_a_file_per_recording(tmp_path):
 @pytest.mark.parametrize("name", ["../escape", "a/b", "..", ""])
 def test_a_recording_id_that_would_leave_the_folder_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="cannot name a file"):
-        write_srt_folder(tmp_path / "inner", {"fine": TWO["plain"], name: TWO["plain"]}, CLASSES)
+        write_folder(tmp_path / "inner", {"fine": TWO["plain"], name: TWO["plain"]}, CLASSES)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_suffix_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"\.json, \.json\.gz, \.csv or \.srt, not as '\.xml'"):
+    with pytest.raises(DataError, match=r"\.json\.gz, \.json, \.csv, \.srt, \.vtt, \.textgrid, \.txt, not as '\.xml'"):
         write_predictions(tmp_path / "p.xml", TWO, CLASSES)
 
 
@@ -216,3 +223,211 @@ def test_damaged_compression_and_missing_files_are_named(tmp_path):
         read_predictions(tmp_path / "cut.json.gz", CLASSES)
     with pytest.raises(DataError, match=r"none\.json: no such file"):
         read_predictions(tmp_path / "none.json", CLASSES)
+
+
+# The class
+
+
+@pytest.fixture
+def three():
+    return Detections(
+        np.array([[2.0, 5.5], [7.0, 9.0], [1.0, 1.5]]), np.array([0.9, 0.5, 0.25]), np.array([1, 0, 1]),
+        np.array([[0.1, 0.2], [np.nan, 0.3], [np.nan, np.nan]]), classes=("sit & <wait>", "run"), recording="clip",
+        score_threshold=0.4,
+    )  # fmt: skip
+
+
+def test_the_docstrings_tell_the_truth():
+    failed, tried = doctest.testmod(tzn.detections, extraglobs={"np": np})
+    assert tried > 5 and failed == 0
+
+
+def test_a_sequence_of_segments(three):
+    assert len(three) == 3
+    assert three[0] == Segment(2.0, 5.5, "run", 0.9, 0.1, 0.2) == next(iter(three))
+    assert [s.label for s in three] == ["run", "sit & <wait>", "run"]
+    assert three[-1].start == 1.0 and math.isnan(three[-1].start_std)
+    assert [s.start for s in reversed(three)] == [1.0, 7.0, 2.0]
+    with pytest.raises(IndexError):
+        three[3]
+    assert [s.label for s in found([[0, 1]], [1], [4])] == ["4"]  # names not known
+    assert repr(three) == "<3 detections of 'clip'>"
+
+
+@pytest.mark.parametrize(
+    ("index", "starts"),
+    [
+        (slice(1, None), [7, 1]), (np.array([True, False, True]), [2, 1]), ([2, 0], [1, 2]), ([], []),
+        (np.zeros(0, np.int64), []),
+    ],
+    ids=["slice", "mask", "places", "empty-list", "empty-array"],
+)  # fmt: skip
+def test_parts_keep_what_belongs_to_them(three, index, starts):
+    part = three[index]
+    assert part.segments[:, 0].tolist() == starts
+    assert len(part.scores) == len(part.labels) == len(part.std) == len(starts)
+    assert (part.classes, part.recording, part.score_threshold) == (three.classes, "clip", 0.4)
+
+
+def test_filters(three):
+    assert three.filter(score=0.5).scores.tolist() == [0.9, 0.5]
+    assert three.filter(labels="run").scores.tolist() == [0.9, 0.25]
+    assert three.filter(score=0.3, labels=["run", "sit & <wait>"]).scores.tolist() == [0.9, 0.5]
+    assert len(three.filter(labels=[])) == 0
+    with pytest.raises(DataError, match=r"no class 'walk'; expected some of sit & <wait>, run"):
+        three.filter(labels="walk")
+
+
+def test_intervals_are_gaussian(three):
+    start, end = three[0].interval(0.95)
+    assert start == pytest.approx((2 - 0.196, 2 + 0.196), abs=1e-4)
+    assert end == pytest.approx((5.5 - 0.392, 5.5 + 0.392), abs=1e-4)
+    assert math.isnan(three[1].interval()[0][0])
+    with pytest.raises(ValueError, match=r"coverage = 1"):
+        three[0].interval(1)
+
+
+def test_a_table(three, monkeypatch):
+    table = three.to_dataframe()
+    assert list(table) == ["recording", "start", "end", "label", "score", "start_std", "end_std"]
+    assert table["label"].tolist() == ["run", "sit & <wait>", "run"]
+    assert table["end_std"].isna().tolist() == [False, False, True]
+    assert found([], [], []).to_dataframe().empty
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(TznError, match=r"pip install 'tzn\[table\]'"):
+        three.to_dataframe()
+
+
+def test_notebooks_show_an_escaped_table(three):
+    page = ElementTree.fromstring(f"<div>{three._repr_html_()}</div>")
+    cells = [[cell.text for cell in row] for row in page.iter("tr")]
+    assert cells[0] == ["start", "end", "label", "score", "± start", "± end"]
+    assert cells[1] == ["2.000", "5.500", "run", "0.900", "0.100", "0.200"]
+    assert cells[2] == ["7.000", "9.000", "sit & <wait>", "0.500", None, "0.300"]
+    many = found([[i, i + 1] for i in range(50)], [0.5] * 50, [0] * 50)
+    assert "and 30 more" in many._repr_html_()
+
+
+def test_a_picture_shows_the_confident_ones(three, tmp_path):
+    def drawn(figure):
+        return len([patch for patch in figure.axes[0].patches if patch.get_label().startswith("detected")])
+
+    assert drawn(three.plot(tmp_path / "a.png")) == 2
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert drawn(three.plot(min_score=0)) == 3
+    assert drawn(found([[0, 1]], [0.001], [0]).plot()) == 1
+    assert "confident: score ≥ 0.4" in " ".join(t.get_text() for t in three.plot().texts)
+
+
+# Formats
+
+
+def test_methods_write_what_the_command_line_writes(three, tmp_path):
+    for name, known in FORMATS.items():
+        getattr(three, f"to_{name}")(tmp_path / f"method.{name}")
+        write_predictions(tmp_path / f"function{known.suffix}", {"clip": three})
+        assert (tmp_path / f"method.{name}").read_bytes() == (tmp_path / f"function{known.suffix}").read_bytes()
+        assert format_of(f"x/y{known.suffix.upper()}") == name
+    three.to_json(tmp_path / "p.json.gz")
+    read, _ = read_predictions(tmp_path / "p.json.gz", three.classes)
+    assert (read["clip"].score_threshold, read["clip"].recording, read["clip"].classes) == (0.4, "clip", three.classes)
+    assert list(read["clip"])[:1] == list(three)[:1]
+    assert format_of("p.json.gz") == "json" and format_of("p.csv.gz") is None
+
+
+def test_webvtt_escapes_and_has_no_cue_without_length(tmp_path):
+    d = Detections(
+        np.array([[3661.2, 3662], [1, 1]]), np.array([0.5, 0.25]), np.array([0, 0]), classes=("a<b>\n--> c",)
+    )
+    d.to_vtt(tmp_path / "p.vtt")
+    assert (tmp_path / "p.vtt").read_text() == (
+        "WEBVTT\n\n00:00:01.000 --> 00:00:01.001\na&lt;b&gt; --&gt; c 0.25\n\n"
+        "01:01:01.200 --> 01:01:02.000\na&lt;b&gt; --&gt; c 0.50\n"
+    )
+
+
+def test_audacity_labels_stay_on_their_line(tmp_path):
+    d = Detections(np.array([[3, 4.5], [1, 2]]), np.array([0.9, 0.5]), np.array([0, 1]), classes=("a\tb", "c\nd"))
+    d.to_audacity(tmp_path / "p.txt")
+    assert (tmp_path / "p.txt").read_text() == "1.000000\t2.000000\tc d\n3.000000\t4.500000\ta b\n"
+
+
+def parsed_textgrid(text):
+    """Tiers as {name: (class, [(start, end, text) or (time, text)])}."""
+    values = [line.split(" = ", 1)[1] if " = " in line else line for line in text.splitlines() if line.strip()]
+    assert values[:2] == ['"ooTextFile"', '"TextGrid"'] and values[4] == "tiers? <exists>"
+    place, tiers = 7, {}
+    for _ in range(int(values[5])):
+        kind, name, first, last, count = values[place + 1 : place + 6]
+        width = 4 if kind == '"IntervalTier"' else 3
+        rows = [values[place + 6 + i * width : place + 6 + (i + 1) * width][1:] for i in range(int(count))]
+        tiers[name[1:-1]] = kind.strip('"'), [(*map(float, row[:-1]), row[-1][1:-1]) for row in rows], first, last
+        place += 6 + int(count) * width
+    assert place == len(values)
+    return tiers
+
+
+def test_textgrids_cover_all_time_and_split_overlaps(tmp_path):
+    d = Detections(
+        np.array([[2, 4], [3, 6], [4, 5], [1.5, 1.5]]), np.ones(4), np.array([0, 0, 0, 1]), classes=('say "a"', "tap")
+    )
+    d.to_textgrid(tmp_path / "p.textgrid")
+    quoted = 'say ""a""'
+    assert parsed_textgrid((tmp_path / "p.textgrid").read_text()) == {
+        quoted: ("IntervalTier", [(0, 2, ""), (2, 4, quoted), (4, 5, quoted), (5, 6, "")], "0.0", "6.0"),
+        f"{quoted} 2": ("IntervalTier", [(0, 3, ""), (3, 6, quoted)], "0.0", "6.0"),
+        "tap (points)": ("TextTier", [(1.5, "tap")], "0.0", "6.0"),
+    }
+    found([], [], []).to_textgrid(tmp_path / "empty.textgrid")
+    assert parsed_textgrid((tmp_path / "empty.textgrid").read_text())["detections"][1] == [(0, 1, "")]
+
+
+@pytest.mark.parametrize("fmt", ["vtt", "textgrid", "audacity"])
+def test_a_folder_of_any_format_has_a_file_per_recording(tmp_path, fmt):
+    write_folder(tmp_path / "out", TWO, CLASSES, fmt=fmt)
+    suffix = FORMATS[fmt].suffix
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{n}{suffix}" for n in sorted(TWO)]
+    with pytest.raises(DataError, match=f"one recording, there are 3; give a folder .*--format {fmt}"):
+        write_predictions(tmp_path / f"p{suffix}", TWO, CLASSES)
+
+
+# Reading what is not as it should be
+
+
+def test_bad_rows_are_left_out_and_counted_when_asked(tmp_path):
+    good = {"segment": [0, 1], "label": "walk", "score": 0.5}
+    rows = [good, good | {"segment": [3, 2]}, good | {"score": float("nan")}, good | {"segment": [4, 3]}, 7, good]
+    bad = Counter()
+    (tmp_path / "p.json").write_text(json.dumps({"results": {"a": rows, "b": [good]}}))
+    read, unknown = read_predictions(tmp_path / "p.json", CLASSES, bad=bad)
+    assert (len(read["a"]), len(read["b"]), unknown) == (2, 1, 0)
+    assert bad == {"segment ends before it starts": 2, "score is not a finite number": 1, "expected an object": 1}
+
+
+def test_the_order_of_the_file_can_be_kept(tmp_path):
+    rows = [{"segment": [i, i + 1], "label": "walk", "score": s} for i, s in enumerate([0.1, 0.5, 0.9])]
+    (tmp_path / "p.json").write_text(json.dumps({"results": {"a": rows}}))
+    read, _ = read_predictions(tmp_path / "p.json", CLASSES, in_file_order=True)
+    assert read["a"].segments[:, 0].tolist() == [0, 1, 2]
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "p.json.gz"
+    path.write_bytes(gzip.compress(b'{"results": {}}' + b" " * 5_000_000))
+    assert path.stat().st_size < 20_000
+    assert read_predictions(path, CLASSES) == ({}, 0)
+    monkeypatch.setattr(annotations, "MAX_BYTES", 1_000_000)
+    with pytest.raises(DataError, match=r"p\.json\.gz: unpacks to more than 1,000,000 bytes"):
+        read_predictions(path, CLASSES)
+
+
+@pytest.mark.parametrize("score", ["9" * 5000, "9" * 400], ids=["5000-digits", "beyond-float"])
+def test_numbers_that_no_float_holds_are_refused(tmp_path, score):
+    text = f'{{"results": {{"a": [{{"segment": [0, 1], "label": "walk", "score": {score}}}]}}}}'
+    with pytest.raises(DataError, match="score is not a finite number"):
+        read_text(tmp_path, text)
+
+
+def test_a_threshold_that_is_no_number_is_refused(tmp_path):
+    with pytest.raises(DataError, match="\"score_threshold\" is 'high', expected a score"):
+        read_text(tmp_path, '{"score_threshold": "high", "results": {}}')

@@ -9,15 +9,17 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tzn import __version__
 from tzn.errors import TznError
+from tzn.formats import FORMATS, format_of
 
 OVERRIDES = "settings that replace those of the configuration, e.g. training.epochs=10 inference.nms=hard"
 
-VIDEO_SCORES = "scores of a whole-video classifier (.json, .json.gz), for models of one class as usual on ActivityNet"
+VIDEO_SCORES = "scores of a whole-video classifier (.json[.gz], .pkl), for models of one class as usual on ActivityNet"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -215,7 +217,7 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
     p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (.npy, .csv): hapt")
     p.add_argument("--out", type=Path, required=True, help="predictions.json, .csv, or a folder for --format srt")
     p.add_argument(
-        "--format", choices=("json", "csv", "srt"), help="default, and not another than: the suffix of --out"
+        "--format", choices=tuple(FORMATS), help="default, and not another than: the suffix of --out"
     )
     p.add_argument(
         "--annotations", type=Path,
@@ -299,6 +301,9 @@ def _add_score(commands) -> None:  # type: ignore[no-untyped-def]
         "--ties", choices=("first", "numpy"), default="first",
         help="equal scores: the earlier detection first, or the order of NumPy's sort in the ActivityNet toolkit",
     )  # fmt: skip
+    p.add_argument("--split-only", action="store_true", help="leave detections in recordings outside the split out")
+    p.add_argument("--lenient", action="store_true", help="leave malformed detections out, and say how many")
+    p.add_argument("--blocked", type=Path, metavar="FILE", help="JSON list of recording ids to leave out (OpenTAD)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -310,7 +315,10 @@ def _score(o: argparse.Namespace) -> None:
         top_k = tuple(int(k) for k in o.top_k.split(","))
     except ValueError:
         raise DataError(f"--top-k {o.top_k!r}: expected positive integers such as 1,5") from None
-    result = score_files(o.predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k, ties=o.ties)
+    result = score_files(
+        o.predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k, ties=o.ties,
+        split_only=o.split_only, lenient=o.lenient, blocked=o.blocked,
+    )  # fmt: skip
     for line in result.pop("warnings"):
         print(f"warning: {line}", file=sys.stderr)
     if o.json:
@@ -332,9 +340,12 @@ def _add_convert(commands) -> None:  # type: ignore[no-untyped-def]
     p.add_argument(
         "input", type=Path, help="ActionFormer .pkl or .pth.tar, OpenTAD/ActivityNet .json[.gz], annotations"
     )
-    p.add_argument("output", type=Path, help="predictions .json or .csv; for detad: .json; for checkpoint: .ckpt")
+    p.add_argument("output", type=Path, help="predictions .json, .csv, …; for detad: .json; for checkpoint: .ckpt")
     p.add_argument("--to", choices=("predictions", "detad", "checkpoint"), default="predictions")
-    p.add_argument("--config", type=Path, help="for checkpoint: configuration of the released model")
+    p.add_argument(
+        "--config", type=Path, help="for checkpoint: of the released model, tzn's or ActionFormer's own YAML"
+    )
+    p.add_argument("--lenient", action="store_true", help="leave malformed detections out, and say how many")
     p.add_argument("--annotations", type=Path, help="names the classes (and the label ids that a .pkl refers to)")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
 
@@ -347,6 +358,7 @@ def _convert(o: argparse.Namespace) -> None:
     if o.to == "detad":
         annotations = load_annotations(o.input, strict=False)
         write_detad_ground_truth(annotations, o.output)
+        _warn(o.input, annotations.repairs())
         print(f"{sum(len(r.labels) for r in annotations.recordings.values())} segments: {o.output}")
         return
     if o.annotations is None:
@@ -354,14 +366,20 @@ def _convert(o: argparse.Namespace) -> None:
     if o.to == "checkpoint":
         _convert_checkpoint(o)
         return
-    count, unknown = convert_predictions(o.input, o.output, o.annotations)
-    if unknown:
-        print(f"warning: {o.input}: {unknown} detections of unknown classes left out", file=sys.stderr)
+    bad = Counter[str]() if o.lenient else None
+    count, unknown = convert_predictions(o.input, o.output, o.annotations, bad=bad)
+    _warn(o.input, [f"{n} detections left out: {why}" for why, n in (bad or {}).items()])
+    _warn(o.input, [f"{unknown} detections of unknown classes left out"] if unknown else [])
     print(f"{count} detections: {o.output}")
 
 
+def _warn(path: Path, lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"warning: {path}: {line}", file=sys.stderr)
+
+
 def _convert_checkpoint(o: argparse.Namespace) -> None:
-    from tzn.config_loading import load_config
+    from tzn.compat.actionformer import load_any_config
     from tzn.errors import ConfigError
     from tzn.inference.released import convert_released_checkpoint
 
@@ -369,7 +387,7 @@ def _convert_checkpoint(o: argparse.Namespace) -> None:
         raise ConfigError(
             "--config FILE is needed: it describes the network, e.g. configs/actionformer_thumos14_i3d.yaml"
         )
-    convert_released_checkpoint(o.input, o.output, load_config(o.config, o.overrides), o.annotations)
+    convert_released_checkpoint(o.input, o.output, load_any_config(o.config, o.overrides), o.annotations)
     print(f"checkpoint: {o.output}\nnext: tzn predict {o.output} FEATURES.npy --out predictions.json")
 
 
@@ -408,6 +426,7 @@ def _add_plot(commands) -> None:  # type: ignore[no-untyped-def]
     p.add_argument("--traces", type=Path, help="folder from 'tzn predict --traces'")
     p.add_argument("--recording", action="append", help="draw the timeline of this recording; repeat for several")
     p.add_argument("--split", default="test", help="subset for the plots of a whole split")
+    p.add_argument("--min-score", type=float, help="draw detections from this score on (default: the confident ones)")
     p.add_argument("--window", help="start,end in seconds: draw only this part of a timeline")
     p.add_argument("--format", choices=("png", "svg"), default="png")
     p.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -418,7 +437,7 @@ def _plot(o: argparse.Namespace) -> None:
 
     for path in plot_files(
         o.annotations, o.out, predictions=o.predictions, traces=o.traces, recordings=o.recording, split=o.split,
-        window=o.window, suffix=o.format,
+        window=o.window, suffix=o.format, min_score=o.min_score, say=lambda line: print(line, file=sys.stderr),
     ):  # fmt: skip
         print(path)
 

@@ -43,7 +43,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Exper
     source = "overrides"
     if path is not None:
         source = str(path)
-        content = _read_yaml(Path(path))
+        content = read_yaml(Path(path))
     # Checked on their own first, so that an error names the file and not the override.
     sections = _sections(content, source)
     _apply(sections, overrides)
@@ -132,7 +132,7 @@ def _yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())[:300]) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file() and (PACKAGED / path.name).is_file() and path.parent.name in ("", "configs"):
         path = PACKAGED / path.name  # outside a checkout, configs/NAME.yaml is the packaged one
     if not path.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from tzn.data.annotations import load_annotations
 from tzn.detections import read_predictions, write_predictions
 from tzn.errors import DataError
-from tzn.evaluation.converters import COLUMNS, read_any_predictions, write_detad_ground_truth
+from tzn.evaluation.converters import COLUMNS, convert_predictions, read_any_predictions, write_detad_ground_truth
 from tzn.evaluation.scoring import score_files
 
 CLASSES = ("walk", "sit", "fly")
@@ -122,6 +123,23 @@ def test_results_that_do_not_fit_are_refused_with_the_place(saved, content, mess
         read_any_predictions(path, CLASSES)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_bad_rows_of_a_result_are_left_out_and_counted_when_asked(saved):
+    path = saved(result(**{"t-start": [1, 9, 3], "score": [0.25, 0.5, np.nan]}))
+    bad = Counter()
+    found, unknown = read_any_predictions(path, CLASSES, bad=bad)
+    assert as_lists(found) == {"b": ([[1, 2.5]], [0.25], [2])}
+    assert (unknown, bad) == (0, {"'score' is not a finite number": 1, "segment ends before it starts": 1})
+
+
+def test_conversion_keeps_the_order_of_the_file(saved, tmp_path):
+    truth = tmp_path / "truth.json"
+    rows = [{"segment": [0, 1], "label": label, "label_id": i} for i, label in enumerate(CLASSES)]
+    truth.write_text(json.dumps({"database": {"a": {"subset": "test", "annotations": rows}}}))
+    assert convert_predictions(saved(result()), tmp_path / "out.json", truth) == (3, 0)
+    written = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [row["score"] for row in written["b"]] == [0.25, 0.75]
 
 
 class Runs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from tzn.errors import DataError
@@ -97,6 +98,66 @@ def test_dirt_is_left_out_counted_and_explained(write):
     ]
 
 
+def test_with_split_only_other_recordings_do_not_count(write):
+    elsewhere = {"a": [detection(0, 10, "walk", 0.3)], "z": [detection(0, 10, "walk", 0.9)] * 2}
+    found, _ = paths = write([annotation(0, 10, "walk")], elsewhere)
+    assert score(paths)["average_mAP"] < 1.0
+    result = score(paths, split_only=True)
+    assert result["average_mAP"] == 1.0
+    assert result["warnings"] == [f"{found}: 2 detections left out: their recordings are outside subset 'test'"]
+
+
+def test_lenient_leaves_bad_detections_out_and_counts_them(write):
+    rows = [
+        detection(0, 10, "walk", 0.3),
+        detection(9, 8, "walk", 0.9),
+        detection(5, 4, "walk", 0.9),
+        {"label": "walk"},
+    ]
+    found, _ = paths = write([annotation(0, 10, "walk")], rows)
+    with pytest.raises(DataError, match="detection 1: segment ends before it starts"):
+        score(paths)
+    result = score(paths, lenient=True)
+    assert result["average_mAP"] == 1.0
+    assert result["warnings"] == [
+        f"{found}: 2 detections left out: segment ends before it starts",
+        f"{found}: 1 detections left out: no 'segment'",
+    ]
+
+
+def test_blocked_recordings_count_on_neither_side(write, tmp_path):
+    entries = {"a": [annotation(0, 10, "walk")], "b": [annotation(0, 10, "walk"), annotation(20, 30, "fly")]}
+    results = {"a": [detection(0, 10, "walk", 0.3)], "b": [detection(40, 50, "walk", 0.9)]}
+    found, truth = paths = write(entries, results)
+    blocked = tmp_path / "blocked.json"
+    blocked.write_text('["b", "never seen"]')
+    result = score(paths, blocked=blocked)
+    assert (result["average_mAP"], result["classes"]) == (1.0, ["walk"])
+    assert result["warnings"] == [
+        f"{truth}: 1 recordings left out: blocked",
+        f"{found}: 1 detections left out: their recordings are blocked",
+    ]
+    blocked.write_text('{"b": 1}')
+    with pytest.raises(DataError, match="blocked.json: expected a JSON list of recording ids"):
+        score(paths, blocked=blocked)
+
+
+def test_numpy_ties_sort_from_the_order_of_the_file(write):
+    """Scores that rise and fall in a file of one recording, many equal: the original sorts the column as it stands."""
+    rng = np.random.default_rng(3)
+    rows = [
+        detection(float(start), float(start) + 10, "walk", float(s))
+        for start, s in zip(rng.permutation(60) * 5, rng.integers(1, 4, 60) / 4, strict=True)
+    ]
+    truth = [annotation(float(start), float(start) + 10, "walk") for start in range(0, 300, 20)]
+    column = np.array([row["score"] for row in rows])
+    starts = {a["segment"][0] for a in truth}
+    hit = np.array([rows[i]["segment"][0] in starts for i in column.argsort()[::-1]])
+    precision = np.cumsum(hit) / np.arange(1, 61)
+    expected = np.maximum.accumulate(precision[::-1])[::-1][hit].sum() / len(truth)
+    assert score(write(truth, rows), tiou=(1.0,), ties="numpy")["average_mAP"] == pytest.approx(expected, abs=1e-12)
+
+
 def test_an_unknown_split_lists_those_that_exist(write):
     with pytest.raises(DataError, match=r"no recording in subset 'val'; it has 'test' \(1\)"):
         score(write([annotation(0, 1, "walk")]), split="val")
@@ -110,6 +171,7 @@ def test_an_unknown_split_lists_those_that_exist(write):
         pytest.param([{"segment": [0, 1]}], "recording 'a', segment 0: label is None", id="no-label"),
         pytest.param([{"label": "walk"}], "recording 'a', segment 0: None is not a", id="no-segment"),
         pytest.param([annotation(0, "1", "walk")], r"segment 0: \[0, '1'\] is not a", id="text-for-a-number"),
+        pytest.param([annotation(False, True, "walk")], r"segment 0: \[False, True\] is not a", id="booleans"),
         pytest.param([{"label": "walk", "segment": [0, 1, 2]}], r"\[0, 1, 2\] is not a", id="a-triple"),
     ],
 )

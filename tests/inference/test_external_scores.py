@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from collections import defaultdict
 
 import numpy as np
@@ -109,6 +110,28 @@ def test_every_layout_gives_the_same_scores(tmp_path, content, suffix):
     assert list(scores) == ["v"]
     assert scores["v"].dtype == np.float64
     assert scores["v"].tolist() == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({"v": np.array([0.1, 0.2, 0.3])}, id="arrays"),
+        pytest.param({"results": {"v": np.array([[0.1, 0.2, 0.3]])}}, id="rows-of-one"),
+        pytest.param({"class": np.array(["fly", "walk", "sit"]), "v": [0.3, 0.1, np.float64(0.2)]}, id="with-classes"),
+    ],
+)
+def test_pickles_of_actionformer_are_read(tmp_path, content, protocol):
+    path = tmp_path / "scores.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    assert load_video_scores(path, CLASSES)["v"].tolist() == [0.1, 0.2, 0.3]
+
+
+def test_code_in_a_pickle_of_scores_is_refused(tmp_path):
+    path = tmp_path / "scores.pkl"
+    path.write_bytes(pickle.dumps({"v": print}))
+    with pytest.raises(DataError, match=r"scores\.pkl: refused to load builtins\.print"):
+        load_video_scores(path, CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,54 @@ def test_clear_errors(files, arguments, message):
     assert not (files / "out").exists()
 
 
-@pytest.mark.parametrize("label", ["$x_{$", "$\\frac{1}$", "100 % $"])
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_labels_are_drawn_as_they_are_written(files, label, suffix):
-    for name in ("annotations.json", "predictions.json"):
-        content = (files / name).read_text().replace('"walk"', json.dumps(label))
-        (files / name).write_text(content)
-    given = {"predictions": files / "predictions.json", "suffix": suffix}
-    list(plot_files(files / "annotations.json", files / "out", recordings=["first"], **given))
-    list(plot_files(files / "annotations.json", files / "out", **given))
-    assert len(list((files / "out").iterdir())) == 4
+def test_what_is_left_out_and_what_is_drawn_is_said(files):
+    truth, found = files / "annotations.json", files / "predictions.json"
+    database = json.loads(truth.read_text())
+    database["database"]["first"]["annotations"] += [
+        {"segment": [9, 8], "label": "run", "label_id": 1}, {"segment": [49, 60], "label": "run", "label_id": 1},
+    ]  # fmt: skip
+    truth.write_text(json.dumps(database))
+    content = json.loads(found.read_text())
+    content["results"]["first"].append({"segment": [1, 2], "label": "swim", "score": 0.5})
+    found.write_text(json.dumps(content))
+    said = []
+    list(plot_files(truth, files / "out", predictions=found, say=said.append))
+    assert said == [
+        f"warning: {truth}: 1 segments left out: end before start",
+        f"warning: {truth}: 1 segments clipped: ends after the recording",
+        f"warning: {found}: 1 detections left out: their class is not in {truth}",
+        "detections drawn: all (no threshold in the predictions; choose with --min-score)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "min_score", "drawn"), [(None, None, 2), (0.5, None, 1), (0.5, 0.95, 0), (None, 0.1, 2)]
+)
+def test_pictures_show_the_confident_detections(files, monkeypatch, threshold, min_score, drawn):
+    rows = [{"segment": [s, s + 5], "label": "walk", "score": x} for s, x in ((5, 0.9), (30, 0.2))]
+    (files / "p.json").write_text(json.dumps({"score_threshold": threshold, "results": {"first": rows}}))
+    figures, said = [], []
+    monkeypatch.setattr("tzn.visualization.timeline.save_figure", lambda figure, path: figures.append(figure) or path)
+    list(
+        plot_files(
+            files / "annotations.json", files / "out", predictions=files / "p.json", recordings=["first"],
+            min_score=min_score, say=said.append,
+        )
+    )  # fmt: skip
+    bars = [patch for patch in figures[0].axes[0].patches if patch.get_label().startswith("detected")]
+    assert len(bars) == drawn
+    assert said == ([] if min_score is not None else [
+        "detections drawn: all (no threshold in the predictions; choose with --min-score)" if threshold is None
+        else "detections drawn: confident ones (threshold of the model: 0.5; choose with --min-score)"
+    ])  # fmt: skip
+
+
+def test_dollars_in_names_are_no_formulas(files):
+    odd = "$x_{$"
+    text = (files / "annotations.json").read_text().replace('"walk"', f'"{odd}"').replace('"first"', f'"{odd} 1"')
+    (files / "annotations.json").write_text(text.replace('"test"', f'"{odd}"'))
+    text = (files / "predictions.json").read_text().replace('"walk"', f'"{odd}"').replace('"first"', f'"{odd} 1"')
+    (files / "predictions.json").write_text(text)
+    arguments = {"predictions": files / "predictions.json", "split": odd}
+    assert len(list(plot_files(files / "annotations.json", files / "out", **arguments))) == 3
+    assert len(list(plot_files(files / "annotations.json", files / "out", recordings=[f"{odd} 1"], **arguments))) == 1

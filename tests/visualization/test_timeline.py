@@ -57,7 +57,7 @@ FOUND = detections(
 
 
 def test_one_bar_per_segment_and_per_strong_detection():
-    figure = draw_timeline(TRUTH, CLASSES, FOUND)
+    figure = draw_timeline(TRUTH, CLASSES, FOUND, min_score=0.2)
     assert [(b.get_x(), b.get_width()) for b in bars(figure, "annotated")] == [(10, 20), (30, 15), (60, 30)]
     assert sorted(b.get_x() for b in bars(figure, "detected")) == [11, 31, 61]  # not the one of score 0.1
     assert row_names(figure) == ["walk", "sit"]
@@ -69,7 +69,7 @@ def test_stronger_detections_are_more_opaque():
 
 
 def test_whiskers_reach_one_standard_error_and_unknown_ones_are_left_out():
-    figure = draw_timeline(TRUTH, CLASSES, FOUND)
+    figure = draw_timeline(TRUTH, CLASSES, FOUND, min_score=0.2)
     (whiskers,) = [c for c in figure.axes[0].collections if c.get_label() == "whiskers"]
     spans = sorted((line[0][0], line[1][0]) for line in whiskers.get_segments())
     np.testing.assert_allclose(spans, [(10.5, 11.5), (28.6, 29.4), (43.7, 44.3)])
@@ -161,3 +161,21 @@ def test_without_matplotlib_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(TznError, match=r"pip install 'tzn\[plot\]'"):
         draw_timeline(TRUTH, CLASSES)
+
+
+def test_the_covered_are_left_out_as_the_plain_rule_says():
+    rng = np.random.default_rng(1)
+    start = rng.uniform(0, 60, 120).round(1)
+    found = detections(
+        np.stack([start, start + rng.uniform(0, 12, 120).round(1)], 1), rng.random(120), rng.integers(0, 3, 120)
+    )
+    kept = []
+    for i in np.argsort(-found.scores, kind="stable"):
+        (start, end), label = found.segments[i], found.labels[i]
+        rivals = [found.segments[j] for j in kept if found.labels[j] == label]
+        if not any(min(end, e) - max(start, s) > 0.5 * min(end - start, e - s) for s, e in rivals):
+            kept.append(i)
+    shown = bars(draw_timeline(recording([], [], 80.0), CLASSES, found), "detected")
+    assert 0 < len(kept) < 120
+    assert {int(bar.get_label().split()[1]) for bar in shown} == set(range(len(kept)))
+    assert sorted(bar.get_x() for bar in shown) == sorted(found.segments[kept, 0].tolist())

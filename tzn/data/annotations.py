@@ -24,6 +24,7 @@ from tzn.errors import DataError
 # Durations and segment ends are rounded independently in most releases (ActivityNet: 172 ends up to 0.5 s late).
 OVERHANG_SECONDS = 0.5
 MAX_LISTED = 5
+CLIPPED = ("starts before 0 s", "ends after the recording")  # reasons to clip a segment; all others drop it
 MAX_BYTES = 1 << 30  # of JSON: about 10 million detections; a compressed file can unpack to anything
 
 
@@ -61,6 +62,10 @@ class Annotations:
     classes: tuple[str, ...]
     recordings: dict[str, Recording]
     dropped: dict[str, int] = field(default_factory=dict)
+
+    def repairs(self) -> list[str]:
+        """Lines that count what reading with ``strict=False`` dropped or clipped, and why."""
+        return [f"{n} segments {'clipped' if why in CLIPPED else 'left out'}: {why}" for why, n in self.dropped.items()]
 
     def subset(self, name: str) -> list[Recording]:
         """Recordings of a subset (case-insensitive).
@@ -150,7 +155,8 @@ def read_json(path: Path) -> Any:
     """Content of a ``.json`` or ``.json.gz`` file.
 
     Raises:
-        DataError: missing, truncated or invalid file; an object that repeats a key.
+        DataError: missing, truncated or invalid file; a ``.gz`` that unpacks to more than 1 GiB; an object that repeats
+            a key.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected .json or .json.gz in the ActivityNet schema")
@@ -163,13 +169,18 @@ def read_json(path: Path) -> Any:
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path), parse_int=_integer)
     except RecursionError:
         raise DataError(f"{path}: not valid JSON: nested too deeply") from None
     except DataError:
         raise
     except ValueError as error:  # JSONDecodeError, or an integer of thousands of digits
         raise DataError(f"{path}: not valid JSON: {error}") from None
+
+
+def _integer(text: str) -> int | float:
+    """An integer that no float holds is infinite: those are refused wherever numbers are checked."""
+    return int(text) if len(text) < 300 else float(text)
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
@@ -294,7 +305,7 @@ def _checked(segment: Any, duration: float | None, overhang: float) -> tuple[tup
     if end <= 0 or start >= last:
         return None, "outside the recording", note
     if start < -overhang:
-        return (0.0, min(end, last)), "starts before 0 s", note
+        return (0.0, min(end, last)), CLIPPED[0], note
     if end > last + overhang:
-        return (max(start, 0.0), last), "ends after the recording", note
+        return (max(start, 0.0), last), CLIPPED[1], note
     return (start, end), "", ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tzn.data.annotations import read_database
+from tzn.data.annotations import read_database, read_json
 from tzn.detections import Detections, read_predictions
 from tzn.errors import DataError
 from tzn.evaluation.detection_map import score_detections
@@ -28,6 +28,9 @@ def score_files(
     tiou: Sequence[float],
     top_k: Sequence[int] = (1, 5),
     ties: str = "first",
+    split_only: bool = False,
+    lenient: bool = False,
+    blocked: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score ActivityNet-style files (``.json`` or ``.json.gz``).
 
@@ -35,7 +38,12 @@ def score_files(
 
     Args:
         split: subset name, case-insensitive.
-        tiou, top_k, ties: see :func:`tzn.evaluation.detection_map.score_detections`.
+        tiou, top_k, ties: see :func:`tzn.evaluation.detection_map.score_detections`; with ``ties="numpy"`` detections are
+            sorted from the order of the file, as the ActivityNet toolkit does.
+        split_only: leave detections in recordings outside the split out; else they are false positives.
+        lenient: leave malformed detections out; else they are an error.
+        blocked: JSON file with a list of recording ids that are left out of ground truth and detections (videos that are
+            no longer online, on ActivityNet).
 
     Returns:
         JSON-able: ``tiou``, ``mAP`` per threshold, ``average_mAP``, ``ap`` [tIoU][class], ``classes`` (those with
@@ -47,8 +55,15 @@ def score_files(
             detections, thresholds or multiples out of range.
     """
     annotations, predictions = Path(annotations), Path(predictions)
-    truth, classes, dirt = _ground_truth(annotations, split)
-    found, unknown = read_predictions(predictions, classes)
+    blocked_ids = frozenset[str]() if blocked is None else _blocked(Path(blocked))
+    truth, classes, dirt = _ground_truth(annotations, split, blocked_ids)
+    bad = Counter[str]() if lenient else None
+    found, unknown = read_predictions(predictions, classes, bad=bad, in_file_order=True)
+    dropped = [f"{count} detections left out: {what}" for what, count in (bad or {}).items()]
+    if gone := sum(len(found.pop(name)) for name in blocked_ids & found.keys()):
+        dropped.append(f"{gone} detections left out: their recordings are blocked")
+    if split_only and (outside := sum(len(found.pop(name)) for name in found.keys() - truth.keys())):
+        dropped.append(f"{outside} detections left out: their recordings are outside subset {split!r}")
     try:
         score = score_detections(truth, found, classes, tiou, top_k, ties=ties)
     except DataError as error:
@@ -56,7 +71,7 @@ def score_files(
     except ValueError as error:
         raise DataError(str(error)) from None
     warnings = [f"{annotations}: {line}" for line in dirt]
-    warnings += [f"{predictions}: {line}" for line in _mismatches(truth, found, unknown, split)]
+    warnings += [f"{predictions}: {line}" for line in dropped + _mismatches(truth, found, unknown, split)]
     return {
         "tiou": list(score.tiou), "mAP": score.mAP.tolist(), "average_mAP": score.average_mAP, "ap": score.ap.tolist(),
         "classes": list(score.classes), "recall": score.recall.tolist(), "warnings": warnings,
@@ -90,14 +105,23 @@ def parse_tiou(text: str) -> tuple[float, ...]:
     return tuple(float(x) for x in numbers)
 
 
-def _ground_truth(path: Path, split: str) -> tuple[dict[str, GroundTruth], list[str], list[str]]:
+def _blocked(path: Path) -> frozenset[str]:
+    ids = read_json(path)
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise DataError(f"{path}: expected a JSON list of recording ids")
+    return frozenset(ids)
+
+
+def _ground_truth(
+    path: Path, split: str, blocked: frozenset[str]
+) -> tuple[dict[str, GroundTruth], list[str], list[str]]:
     """Ground truth of a split exactly as annotated, its classes, and what had to be left out."""
     database = read_database(path)
     chosen = {name: entry for name, entry in database.items() if entry["subset"].lower() == split.lower()}
     if not chosen:
         there = ", ".join(f"{subset!r} ({n})" for subset, n in Counter(e["subset"] for e in database.values()).items())
         raise DataError(f"{path}: no recording in subset {split!r}; it has {there}")
-    rows = {name: entry.get("annotations") or [] for name, entry in chosen.items()}
+    rows = {name: entry.get("annotations") or [] for name, entry in chosen.items() if name not in blocked}
     classes = _class_order(rows, path)
     index = {label: i for i, label in enumerate(classes)}
     truth, counts = {}, Counter[str]()
@@ -105,7 +129,10 @@ def _ground_truth(path: Path, split: str) -> tuple[dict[str, GroundTruth], list[
         segments = np.array([_segment(a, f"{path}: recording {name!r}, segment {i}") for i, a in enumerate(items)])
         labels = np.array([index[a["label"]] for a in items], dtype=np.int64)
         truth[name] = _usable(segments.reshape(-1, 2), labels, counts)
-    return truth, classes, [f"{count} {what}" for what, count in counts.items() if count]
+    dirt = [f"{count} {what}" for what, count in counts.items() if count]
+    if gone := len(chosen) - len(rows):
+        dirt.append(f"{gone} recordings left out: blocked")
+    return truth, classes, dirt
 
 
 def _class_order(rows: dict[str, list[dict[str, Any]]], path: Path) -> list[str]:
@@ -126,8 +153,7 @@ def _class_order(rows: dict[str, list[dict[str, Any]]], path: Path) -> list[str]
 
 def _segment(annotation: dict[str, Any], where: str) -> list[float]:
     segment = annotation.get("segment")
-    numbers = (int, float)
-    if not (isinstance(segment, list) and len(segment) == 2 and all(isinstance(x, numbers) for x in segment)):
+    if not (isinstance(segment, list) and len(segment) == 2 and all(type(x) in (int, float) for x in segment)):
         raise DataError(f"{where}: {segment!r} is not a [start, end] pair of numbers")
     return [float(x) for x in segment]
 

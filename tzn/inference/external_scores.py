@@ -11,16 +11,18 @@ import numpy as np
 from tzn.data.annotations import read_json
 from tzn.detections import Detections
 from tzn.errors import DataError
+from tzn.plain_pickle import PickledArray, load_plain_pickle
 
 EXPECTED = 'expected {"results": {video: [scores]}} with optional "class": [names], or {video: [scores]}'
 
 
 def load_video_scores(path: str | Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read a ``.json`` or ``.json.gz`` file of classifier scores, one row per video.
+    """Read a ``.json``, ``.json.gz`` or ``.pkl`` file of classifier scores, one row per video.
 
     Rows may lie under ``"results"`` or ``"scores"`` or at the top. A row is a list of scores, ordered like the file's
     ``"class"`` list where there is one and else like ``classes``, or an object ``{class name: score}``. Classes of the
-    file that are not in ``classes`` are left out: detections could not name them.
+    file that are not in ``classes`` are left out: detections could not name them. In pickles, as ActionFormer has them,
+    rows are lists or NumPy arrays; nothing from the file is run.
 
     Args:
         path: the file.
@@ -34,8 +36,7 @@ def load_video_scores(path: str | Path, classes: Sequence[str]) -> dict[str, np.
             not a finite number >= 0. Names the video.
     """
     path = Path(path)
-    content = read_json(path)
-    rows, names = _rows(content, path)
+    rows, names = _rows(path)
     order = tuple(classes) if names is None else names
     return {video: _row(row, order, classes, f"{path}: video {video!r}") for video, row in rows.items()}
 
@@ -46,7 +47,7 @@ def video_score_classes(path: str | Path) -> tuple[str, ...]:
     Raises:
         DataError: unreadable file, another schema, no list of classes.
     """
-    names = _rows(read_json(Path(path)), Path(path))[1]
+    names = _rows(Path(path))[1]
     if names is None:
         raise DataError(
             f'{path}: has no "class" list, so its scores cannot name detections of recordings without labels'
@@ -103,19 +104,22 @@ def _fused(found: Detections, scores: np.ndarray, top_classes: int, top_segments
     best = np.argsort(-found.scores, kind="stable")[:top_segments]
     chosen = np.argsort(-scores, kind="stable")[:top_classes]
     again = np.tile(best, len(chosen))
+    # The detections' threshold and classes are those of their own scores and labels, which end here.
     return Detections(
         found.segments[again],
         np.sqrt(scores[chosen][:, None] * found.scores[best]).ravel(),
         np.repeat(chosen, len(best)).astype(np.int64),
         None if found.std is None else found.std[again],
+        recording=found.recording,
     )
 
 
-def _rows(content: Any, path: Path) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+def _rows(path: Path) -> tuple[dict[str, Any], tuple[str, ...] | None]:
     """Rows by video id, and the class names of the file where it has them."""
+    content = load_plain_pickle(path) if path.suffix in (".pkl", ".pickle") else read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: found a {type(content).__name__}; {EXPECTED}")
-    names = content.get("class")
+    names = _as_list(content.get("class"))
     if names is not None:
         if not (isinstance(names, list) and all(isinstance(n, str) for n in names) and len(set(names)) == len(names)):
             raise DataError(f'{path}: "class" is not a list of distinct names')
@@ -131,6 +135,7 @@ def _rows(content: Any, path: Path) -> tuple[dict[str, Any], tuple[str, ...] | N
 
 def _row(row: Any, order: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
     """``[C]`` scores in the order of ``classes``."""
+    row = _as_list(row)
     if isinstance(row, dict):
         by_name = row
     elif isinstance(row, list):
@@ -147,6 +152,14 @@ def _row(row: Any, order: Sequence[str], classes: Sequence[str], where: str) -> 
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise DataError(f"{where}: score of class {name!r} is {value!r}, expected a finite number >= 0")
     return np.array(values, dtype=np.float64)
+
+
+def _as_list(value: Any) -> Any:
+    """A pickle's array ``[C]`` or ``[1, C]`` as a list; anything else as it is."""
+    if isinstance(value, PickledArray):
+        value = np.asarray(value.value)
+        value = value.ravel() if value.ndim == 2 and len(value) == 1 else value
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _example(video_scores: Mapping[str, np.ndarray]) -> str:

@@ -36,6 +36,7 @@ class PartFile(Mapping[str, Detections]):
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
+        self.score_threshold: float | None = None  # of the model, for those who read the detections
         self._places: dict[str, int] = {}
         self._end = 0
         if path.exists() and not resume:
@@ -54,7 +55,7 @@ class PartFile(Mapping[str, Detections]):
         std = None if row["std"] is None else np.array(row["std"], np.float64).reshape(-1, 2)
         return Detections(
             np.array(row["segments"], np.float64).reshape(-1, 2), np.array(row["scores"], np.float64),
-            np.array(row["labels"], np.int64), std,
+            np.array(row["labels"], np.int64), std, score_threshold=self.score_threshold,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[str]:

@@ -24,8 +24,9 @@ from tzn.data.annotations import Recording, load_annotations
 from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features, read_header
 from tzn.data.signal import SIGNAL_SUFFIXES, check_signal, load_signal, resample, signal_to_features
-from tzn.detections import Detections, write_predictions, write_srt_folder
+from tzn.detections import Detections, write_folder, write_predictions
 from tzn.errors import ConfigError, DataError
+from tzn.formats import FORMATS, format_of
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores, video_score_classes
 from tzn.inference.localize_many import localize_many
 from tzn.inference.part_file import PartFile
@@ -34,7 +35,6 @@ from tzn.models.checkpoint import LoadedCheckpoint
 from tzn.models.pretrained import RawSignal
 from tzn.ops import choose_backend
 
-FORMATS = {"json": (".json", ".json.gz"), "csv": (".csv",), "srt": (".srt",)}
 SHORT_STEPS = 512  # longer recordings fill the machine on their own
 BATCH_STEPS = 4096  # of recordings side by side, padding included
 WINDOW_STEPS = 16384  # of recordings read before those of similar length are put together
@@ -123,12 +123,14 @@ def predict_files(
     fmt = output_format(out, fmt)
     place = checked_device(device)
     remarks = []
-    if fmt == "srt" and min_score is None and top is None:
-        min_score = getattr(checkpoint, "score_threshold", None)
+    threshold = getattr(checkpoint, "score_threshold", None)
+    single = FORMATS[fmt].single
+    if single and min_score is None and top is None:
+        min_score = threshold
         remarks.append(
-            "the checkpoint has no score threshold: subtitles hold every detection; choose with --min-score or --top"
+            f"the checkpoint has no score threshold: {fmt} files hold every detection; choose with --min-score or --top"
             if min_score is None
-            else f"subtitles hold detections with a score of at least {min_score:.3g}; --min-score 0: all"
+            else f"{fmt} files hold detections with a score of at least {min_score:.3g}; --min-score 0: all"
         )
     classes, fuse = _classes(checkpoint, config, video_scores)
     failed: dict[Path, str] = {}
@@ -153,8 +155,10 @@ def predict_files(
     if not jobs:
         raise _nothing(failed)
     remarks += _remarks(jobs, known, annotations, fps, config, signal)
-    if fmt == "srt" and out.suffix == ".srt" and len(jobs) != 1:
-        raise DataError(f"{out}: one .srt file holds one recording, there are {len(jobs)}; give a folder")
+    in_folder = single and format_of(out.name) is None
+    suffix = FORMATS[fmt].suffix
+    if single and not in_folder and len(jobs) != 1:
+        raise DataError(f"{out}: one {suffix} file holds one recording, there are {len(jobs)}; give a folder")
 
     begun = {
         "model": _digest(checkpoint.model), "classes": list(classes), "min_score": min_score, "top": top, "fps": fps,
@@ -162,8 +166,8 @@ def predict_files(
         **{f"data.{k}": v for k, v in dataclasses.asdict(config.data).items()},
         **{f"inference.{k}": v for k, v in dataclasses.asdict(settings).items()},
     }  # fmt: skip
-    folder = out if fmt == "srt" and out.suffix != ".srt" else out.parent
-    made = _writable(folder, out.name if folder != out else f"{max(names, key=len)}.srt")
+    folder = out if in_folder else out.parent
+    made = _writable(folder, f"{max(names, key=len)}{suffix}" if in_folder else out.name)
     made += [] if traces is None else _writable(traces, f"{max(names, key=len)}.npz")
     with _journal(out, begun, resume, made) as part:
         part.arrange(names)
@@ -188,8 +192,9 @@ def predict_files(
         if failed and (not keep_going or not len(part)):
             raise _nothing(failed)
         part.arrange(names)
-        if folder == out:
-            write_srt_folder(out, part, classes)
+        part.score_threshold = threshold
+        if in_folder:
+            write_folder(out, part, classes, fmt=fmt)
         else:
             write_predictions(out, part, classes)
         return Prediction(len(part), sum(len(d.scores) for d in part.values()), failed)
@@ -206,18 +211,18 @@ def confident(found: Detections, min_score: float | None = None, top: int | None
 
 
 def output_format(out: Path, fmt: str | None) -> str:
-    """The format that the suffix of ``out`` names; ``fmt`` must say the same, and "srt" also stands for a folder.
+    """The format that the suffix of ``out`` names; ``fmt`` must say the same. One that holds a single recording also stands
+    for a folder.
 
     Raises:
         DataError: unknown suffix, or another format than ``fmt``.
     """
-    named = next((f for f, suffixes in FORMATS.items() if out.name.lower().endswith(suffixes)), None)
-    if named is None and fmt == "srt":
-        return "srt"
+    named = format_of(out.name)
+    if named is None and fmt is not None and FORMATS[fmt].single:
+        return fmt
     if named is None:
-        raise DataError(
-            f"{out}: expected a name that ends in .json, .json.gz, .csv or .srt, or a folder with --format srt"
-        )
+        suffixes = ", ".join(known.suffix for known in FORMATS.values())
+        raise DataError(f"{out}: expected a name that ends in {suffixes}, or a folder with --format srt")
     if fmt not in (None, named):
         raise DataError(f"{out}: the name says {named}, --format says {fmt}; give one of them, or two that agree")
     return named

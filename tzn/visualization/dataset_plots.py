@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tzn.visualization.style import END_COLOUR, START_COLOUR, colour_of, new_figure, save_figure
+from tzn.visualization.style import END_COLOUR, START_COLOUR, colour_of, new_figure, plain, save_figure
 
 MAX_NAMED = 24  # classes; of more, only the best and the worst get a colour and a name
 EXTREMES = 6
@@ -41,8 +41,8 @@ def plot_precision_recall(
             _precision_line(axis, recall, precision, color="0.85", linewidth=0.8, zorder=1)
     for i, name in enumerate(named):
         _precision_line(axis, *curves[name], color=colour_of(i), linestyle=("-", "--", ":")[i // 8 % 3], linewidth=1.6,
-                        label=f"{name}  {100 * area[name]:.1f}")  # fmt: skip
-    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03), title=title)
+                        label=f"{plain(name)}  {100 * area[name]:.1f}")  # fmt: skip
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.03), title=plain(title))
     axis.grid(color="0.92")
     if named:
         best = "" if len(named) == len(curves) else f"\n{EXTREMES} best and {EXTREMES} worst of {len(curves)}"
@@ -109,7 +109,7 @@ def plot_lengths(path: str | Path, lengths: Mapping[str, Sequence[float] | np.nd
         share = np.full(len(values), 1 / max(len(values), 1))
         axis.hist(
             values, bins, weights=share, histtype="step", linewidth=1.8, color=colour_of(i),
-            linestyle=("-", "--", ":")[i // 8 % 3], label=f"{name} ({len(values)})",
+            linestyle=("-", "--", ":")[i // 8 % 3], label=f"{plain(name)} ({len(values)})",
         )  # fmt: skip
     axis.set(xscale="log", xlabel="length in seconds", ylabel="share of segments", title="segment lengths")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from tzn.data.annotations import Recording
 from tzn.detections import Detections
-from tzn.visualization.style import END_COLOUR, START_COLOUR, colour_of
+from tzn.visualization.style import END_COLOUR, START_COLOUR, colour_of, plain
 
 if TYPE_CHECKING:
     from tzn.visualization.timeline import Rows
@@ -38,7 +38,7 @@ def draw_segments(
                  f"annotated {i}", facecolor=colour_of(label), linewidth=0)  # fmt: skip
     if shown is not None:
         _draw_detections(axis, shown, rows, strip, scale)
-    names = [classes[label] for label in rows.labels] + ["other classes"] * rows.shared
+    names = [plain(classes[label]) for label in rows.labels] + ["other classes"] * rows.shared
     if rows.shared and shown is not None:
         _name_others(axis, shown, rows, classes, strip, scale)
     axis.set_yticks(range(len(names)), names)
@@ -84,7 +84,7 @@ def _name_others(
         error = 0.0 if shown.std is None else float(np.nan_to_num(shown.std[i, 1]))
         name, left = classes[int(shown.labels[i])], float(shown.segments[i, 1]) + error + 4 / scale
         if strip[0] < left and (room - left) * scale > LETTER * (len(name) + 1):
-            axis.text(left, len(rows.labels) + 0.22, name, fontsize=7, va="center", color="0.3")
+            axis.text(left, len(rows.labels) + 0.22, plain(name), fontsize=7, va="center", color="0.3")
 
 
 def draw_distance(

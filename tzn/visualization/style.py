@@ -50,5 +50,10 @@ def save_figure(figure: Any, path: str | Path) -> Path:
     return path
 
 
+def plain(text: str) -> str:
+    """Text of a user's for matplotlib, which would else read what stands between two dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
 def colour_of(label: int) -> str:
     return PALETTE[label % len(PALETTE)]

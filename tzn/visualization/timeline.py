@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from tzn.data.annotations import Recording
 from tzn.detections import Detections
 from tzn.errors import DataError
 from tzn.visualization.panels import draw_depth, draw_distance, draw_segments
-from tzn.visualization.style import new_figure, save_figure
+from tzn.visualization.style import new_figure, plain, save_figure
 
 WIDTH = 16.0  # inches; 1600 pixels
 AXIS_PIXELS = 1300  # of the time axis, roughly: names and colour bars take the rest
@@ -49,7 +50,7 @@ def plot_timeline(
     trace: Mapping[str, np.ndarray] | None = None,
     *,
     window: tuple[float, float] | None = None,
-    min_score: float = 0.2,
+    min_score: float | None = None,
 ) -> Path:
     """Draw a recording to ``.png`` or ``.svg``; see :func:`draw_timeline`.
 
@@ -67,7 +68,7 @@ def draw_timeline(
     trace: Mapping[str, np.ndarray] | None = None,
     *,
     window: tuple[float, float] | None = None,
-    min_score: float = 0.2,
+    min_score: float | None = None,
 ) -> Any:
     """A matplotlib figure; where segments would be too narrow to see, time wraps into several strips.
 
@@ -76,6 +77,8 @@ def draw_timeline(
         detections: those with score >= ``min_score`` that no stronger one of their class mostly covers are drawn below
             the annotations of their class, darker for higher scores, with whiskers of one standard error at both ends.
             Classes that are not annotated here share the last row.
+        min_score: None: the detections' own threshold of confidence, or all of them where it is not known; the caption
+            says which.
         trace: arrays of :func:`tzn.inference.traces.trace_arrays`: signed distances to the nearest start and end with a
             band of one Laplace scale, marks on their zero crossings, and the depth tau as a band of colour.
         window: (start, end) in seconds; None: everything.
@@ -86,6 +89,9 @@ def draw_timeline(
     if window is not None and not window[1] > window[0]:
         raise DataError(f"window {window}: expected (start, end) in seconds, end after start")
     first, last = window or _extent(recording, detections, trace)
+    confident = None if detections is None or min_score is not None else detections.score_threshold
+    if min_score is None:
+        min_score = -math.inf if confident is None else confident
     shown = None if detections is None else _strongest(detections, min_score, first, last)
     rows = _rows(recording, shown, first, last)
     distances = trace is not None and any(np.isfinite(trace[f"{side}_distance"]).any() for side in ("start", "end"))
@@ -107,20 +113,29 @@ def draw_timeline(
             axis.tick_params(labelbottom=axis is mine[-1], labelsize=9)
             _time_ticks(axis, strip, clock)
     axes[-1].set_xlabel("time in minutes:seconds" if clock else "time in seconds")
-    figure.suptitle(f"{recording.id}\n", fontsize=13)
-    caption = _caption(detections, shown, min_score) + ("" if readable else "; choose a window of time to see details")
+    figure.suptitle(f"{plain(recording.id)}\n", fontsize=13)
+    caption = _caption(recording, detections, shown, min_score, confident is not None) + (
+        "" if readable else "; choose a window of time to see details"
+    )
     figure.text(0.5, 0.995, f"\n\n{caption}", ha="center", va="top", fontsize=9, color="0.3")
     return figure
 
 
-def _caption(detections: Detections | None, shown: Detections | None, min_score: float) -> str:
+def _caption(
+    recording: Recording, detections: Detections | None, shown: Detections | None, min_score: float, confident: bool
+) -> str:
     if detections is None or shown is None:
         return "annotated segments"
-    if not len(shown.scores):
-        return f"annotated segments; none of {len(detections.scores)} detections has score ≥ {min_score:g} here"
+    which = "all of them, no threshold"
+    if min_score > -math.inf:
+        which = f"{'confident: ' if confident else ''}score ≥ {min_score:g}"
+    annotated = "annotated segments; " if len(recording.labels) else ""
+    if not len(shown):
+        return f"{annotated}none of {len(detections)} detections to draw here ({which})"
+    bars = "upper bars: annotated; lower bars: " if annotated else ""
     return (
-        f"upper bars: annotated; lower bars: the {len(shown.scores)} strongest of {len(detections.scores)} detections "
-        f"(score ≥ {min_score:g}, darker: higher), whiskers: one standard error"
+        f"{bars}the {len(shown)} strongest of {len(detections)} detections "
+        f"({which}; darker: higher), whiskers: one standard error"
     )
 
 
@@ -138,17 +153,21 @@ def _extent(
 
 def _strongest(detections: Detections, min_score: float, first: float, last: float) -> Detections:
     """Detections in the window of at least ``min_score`` that no stronger one of their class mostly covers."""
-    start, end = detections.segments[:, 0], detections.segments[:, 1]
     keep: list[int] = []
-    for i in np.argsort(-detections.scores, kind="stable"):
-        if detections.scores[i] < min_score or end[i] <= first or start[i] >= last:
+    rivals: dict[int, list[tuple[float, float]]] = {}  # kept segments of a class, by start
+    longest: dict[int, float] = {}
+    segments, labels = detections.segments.tolist(), detections.labels.tolist()
+    for i in np.argsort(-detections.scores, kind="stable").tolist():
+        (start, end), label = segments[i], labels[i]
+        if detections.scores[i] < min_score or end <= first or start >= last:
             continue
-        rivals = [j for j in keep if detections.labels[j] == detections.labels[i]]
-        overlap = np.minimum(end[i], end[rivals]) - np.maximum(start[i], start[rivals])
-        if not (overlap > 0.5 * np.minimum(end[i] - start[i], end[rivals] - start[rivals])).any():
-            keep.append(int(i))
-    std = None if detections.std is None else detections.std[keep]
-    return Detections(detections.segments[keep], detections.scores[keep], detections.labels[keep], std)
+        kept, reach = rivals.setdefault(label, []), longest.get(label, 0.0)
+        near = kept[bisect.bisect_left(kept, (start - reach, -math.inf)) : bisect.bisect_left(kept, (end, -math.inf))]
+        if not any(min(end, e) - max(start, s) > 0.5 * min(end - start, e - s) for s, e in near):
+            keep.append(i)
+            bisect.insort(kept, (start, end))
+            longest[label] = max(reach, end - start)
+    return detections[keep]
 
 
 def _rows(recording: Recording, shown: Detections | None, first: float, last: float) -> Rows:
