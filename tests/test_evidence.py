@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.evidence.depth.__main__ import where
+from benchmarks.evidence.heterogeneity import sharpness
+from benchmarks.evidence.ludb.__main__ import error_differences
+from benchmarks.lib import ranks
+from benchmarks.lib.parts import Parts
 from tzn.data.annotations import Recording
 from tzn.data.dataset import Example
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.evaluation.flat import GroundTruth
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"))
-import depth
-import ludb
-import ranks
-import sharpness
-from parts import Parts
 
 
 def test_parts_are_computed_once_and_only_for_the_same_settings(tmp_path):
@@ -53,7 +49,7 @@ def test_where_depth_goes():
     times = np.arange(10) + 0.5
     tau = np.where((times > 2) & (times < 6), 0.75, 0.25)
     evaluation = SimpleNamespace(traces={"a": {"time": times, "depth": tau}}, classes=("x", "y"))
-    found = depth.where(evaluation, [recording])
+    found = where(evaluation, [recording])
     assert found["class"] == {"outside": 0.25, "y": 0.75} and found["class_steps"] == {"outside": 6, "x": 0, "y": 4}
     # Steps 1.5, 2.5, 5.5 and 6.5 are 0.5 s from a boundary, four are 1.5 s, and the last two 2.5 and 3.5 s.
     assert found["near_steps"] == [0, 0, 0, 4, 4, 1, 1, 0]
@@ -95,7 +91,7 @@ def test_differences_of_boundary_errors():
         for side, shift in ((base, 0.020), (ours, 0.005)):
             moved = segments + np.array([[shift, 0.0], [shift, 2 * shift]])
             side[f"{i}"] = Detections(moved, np.array([0.9, 0.8]), np.array([0, 1]), None)
-    found = ludb.error_differences(truth, [base], [ours], ("a", "b"), resamples=20)
+    found = error_differences(truth, [base], [ours], ("a", "b"), resamples=20)
     assert found["a start"] == pytest.approx([-15, -15, -15])
     assert found["a end"] == pytest.approx([0, 0, 0])
     assert found["b end"] == pytest.approx([-30, -30, -30])
