@@ -32,11 +32,20 @@ def parser(doc: str | None, out: Path = RESULTS) -> argparse.ArgumentParser:
     return found
 
 
-def evidence_parser(doc: str | None, out: Path = EVIDENCE) -> argparse.ArgumentParser:
-    """Options of every program of ``evidence/``: ``--out``, ``--seed`` and ``--smoke`` (tiny settings, for tests)."""
+def evidence_parser(
+    doc: str | None, out: Path = EVIDENCE, *, seeds: Sequence[int] | None = None
+) -> argparse.ArgumentParser:
+    """Options of every program of ``evidence/``: ``--out``, ``--seed`` and ``--smoke`` (tiny settings, for tests).
+
+    ``seeds``: of a program that trains by default; adds ``--data``, ``--runs`` and ``--seeds``.
+    """
     found = parser(doc, out)
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--smoke", action="store_true", help="tiny settings that run in seconds")
+    if seeds is not None:
+        found.add_argument("--data", type=Path, required=True, help="folder of annotations and features")
+        found.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the trained runs")
+        found.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     return found
 
 

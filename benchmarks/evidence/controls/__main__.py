@@ -82,10 +82,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = evidence_parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = evidence_parser(__doc__, seeds=(0, 1, 2))
     parser.add_argument("--only", nargs="+", choices=CONTROLS, help="train these and write nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -102,10 +102,7 @@ def costs(runs: Runs, seeds: list[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = evidence_parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = evidence_parser(__doc__, seeds=(0, 1, 2))
     parser.add_argument("--only", nargs="+", choices=[*RUNS, "counted"], help="train these and write nothing")
     parser.add_argument("--timing", action="store_true", help="seconds per training step, of finished runs")
     options = parser.parse_args()

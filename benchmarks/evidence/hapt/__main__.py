@@ -67,11 +67,7 @@ ORIGINAL = {"average 0.3:0.7": (78.9, 74.3, 77.5), "mAP@0.7": (55.9, 44.3, 54.9)
 
 
 def main() -> None:
-    parser = evidence_parser(__doc__, RESULTS)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options = parser.parse_args()
+    options = evidence_parser(__doc__, RESULTS, seeds=(0,)).parse_args()
     torch.set_num_threads(2)
     seeds = [options.seed] if options.smoke else options.seeds
     training: dict[str, list[Any]] = defaultdict(list)

@@ -133,11 +133,7 @@ def markdown(content: dict[str, Any], classes: Sequence[str]) -> str:
 
 
 def main() -> None:
-    parser = evidence_parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
+    options = evidence_parser(__doc__, seeds=(0, 1, 2)).parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
     seeds = [options.seed] if options.smoke else options.seeds
