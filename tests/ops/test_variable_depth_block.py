@@ -22,7 +22,7 @@ def _weights(window, dtype=torch.float64, width=WIDTH, hidden=HIDDEN):
 
 
 def _dense(x, gate, w, mask):
-    """The formula of DESIGN section 2 with everything computed and then gated."""
+    """The formula of docs/design.md section 2 with everything computed and then gated."""
     batch, steps, width = x.shape
     window = w.position_bias.shape[1]
     split = lambda t: t.view(batch, steps, HEADS, width // HEADS).transpose(1, 2)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Candidates of the ActionFormer baseline, with the original's decoding (ACTIONFORMER_SPEC section 12.1)."""
+"""Candidates of the ActionFormer baseline, with the original's decoding (docs/actionformer.md section 12.1)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def laplace_loss(error: Tensor, scale: Tensor) -> Tensor:
 def boundary_distance_loss(
     distance: Tensor, scale: Tensor, target: Tensor, radius: float, mask: Tensor, *, kind: str, slope_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """Loss of a distance field on the steps with |target| < ``radius`` (DESIGN section 3).
+    """Loss of a distance field on the steps with |target| < ``radius`` (docs/design.md section 3).
 
     Args:
         distance, scale, target: ``[..., T]``; mask: ``[..., T]`` valid steps.

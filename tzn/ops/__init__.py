@@ -1,4 +1,4 @@
-"""Functional API: every op checks its arguments, then runs on the chosen back end. DESIGN sections 2-4 and 6."""
+"""Functional API: every op checks its arguments, then runs on the chosen back end. docs/design.md sections 2-4 and 6."""
 
 from tzn.ops.backend import backends, choose_backend
 from tzn.ops.boundary_crossings import boundary_crossings

@@ -21,7 +21,7 @@ def boundary_crossings(
     min_slope: float = 0.5,
     mask: Tensor | None = None,
 ) -> Crossings:
-    """Up-crossings of signed distance fields with sub-step position and standard error (DESIGN section 3).
+    """Up-crossings of signed distance fields with sub-step position and standard error (docs/design.md section 3).
 
     Args:
         distance: ``[B, T]`` floating, signed distance in grid steps.

@@ -26,7 +26,7 @@ def local_attention(
     """Attention of every chosen query to the valid keys within ``window // 2`` steps.
 
     ``out_i = sum_j softmax_j(q_i . k_j / sqrt(D) + bias[j - i + r]) v_j`` over valid j with ``|i - j| <= r``,
-    softmax in float32 (float64 for float64 input). DESIGN section 2.
+    softmax in float32 (float64 for float64 input). docs/design.md section 2.
 
     Args:
         q, k, v: ``[B, H, T, D]`` floating, equal dtypes and devices; any strides.

@@ -9,7 +9,7 @@ from tzn.ops.checks import check_count, check_floating, check_shape, checks_valu
 
 
 def signed_distance(boundaries: Tensor, num_steps: int, radius: float) -> Tensor:
-    """Signed offset of every step to the nearest boundary, ``d(t) = t - b*(t)`` clipped to +-R (DESIGN section 3).
+    """Signed offset of every step to the nearest boundary, ``d(t) = t - b*(t)`` clipped to +-R (docs/design.md section 3).
 
     Args:
         boundaries: ``[..., K]`` floating, boundary times in grid steps in any order; inf or NaN entries are padding.

@@ -20,7 +20,7 @@ def variable_depth_block(
     """``y = x + g * Attn(LN1 x)``, ``z = y + g * MLP(LN2 y)`` for active tokens; the others pass through bit for bit.
 
     Queries are the active tokens (gate > 0 and valid); keys and values every valid token of the window, active or not.
-    DESIGN section 2.
+    docs/design.md section 2.
 
     Args:
         x: ``[B, T, D]`` floating.

@@ -1,4 +1,4 @@
-"""Definition of the depth gates and of which tokens a variable-depth layer touches (DESIGN section 2)."""
+"""Definition of the depth gates and of which tokens a variable-depth layer touches (docs/design.md section 2)."""
 
 from __future__ import annotations
 

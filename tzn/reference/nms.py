@@ -1,6 +1,6 @@
 """Definition of non-maximum suppression in time: hard, soft (linear, Gaussian), multi-class, with voting.
 
-The rules are ActionFormer's (ACTIONFORMER_SPEC section 13), arithmetic in the dtype of the input and in the same order.
+The rules are ActionFormer's (docs/actionformer.md section 13), arithmetic in the dtype of the input and in the same order.
 Rows (classes) are suppressed side by side: one vectorised step per pick, whatever the number of rows.
 """
 

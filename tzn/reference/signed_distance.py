@@ -1,4 +1,4 @@
-"""Definition of the boundary distance targets (DESIGN section 3)."""
+"""Definition of the boundary distance targets (docs/design.md section 3)."""
 
 from __future__ import annotations
 
