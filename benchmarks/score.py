@@ -4,8 +4,8 @@ usage: python -m benchmarks.score [--shared ../shared] [--out benchmarks/results
 
 Peers (``benchmarks/peers``), written anew in the style of the ActivityNet toolkit: ``row_scorer`` keeps rows in dicts,
 ``frame_scorer`` in pandas frames as the toolkit does (only where pandas is installed). Runs are interleaved; medians of
-5 rounds, one run for the frames. No figure is printed unless all scorers give the mAP and recall that the original
-program gave. Every scorer is timed from arrays or rows in memory, and from files (gzip JSON) to numbers.
+5 rounds, one run for the frames. No figure is printed unless all scorers give the same mAP and recall, with the same
+order of ties. Every scorer is timed from arrays or rows in memory, and from files (gzip JSON) to numbers.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main() -> None:
     for name in INPUTS:
         data = options.shared / "data"
         kinds = scorers(data / f"predictions/{name}.json.gz", data / "thumos14/annotations.json")
-        seconds = measure(name, kinds, recorded[name])
+        seconds = measure(name, kinds, kinds[ROWS]["memory"]())
         inputs.append({"name": name, "detections": recorded[name]["detections"], "seconds": seconds})
     packages = [name for name in ("tzn", "numpy", "pandas") if importlib.util.find_spec(name)]
     content = {**facts(packages=packages), "rounds": ROUNDS, "inputs": inputs}

@@ -1,4 +1,4 @@
-"""Definition of the variable-depth transformer block (docs/design.md section 2), compacted so that inactive tokens cost nothing."""
+"""Definition of the variable-depth transformer block (docs/design.md section 2), compacted: inactive tokens cost nothing."""
 
 from __future__ import annotations
 
