@@ -35,12 +35,10 @@ lint: $(STAMP)
 
 # Under 10 minutes on 2 cores; tables and pictures go to benchmarks/results.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/flops.py
-	$(BIN)/python benchmarks/latency.py
-	$(BIN)/python benchmarks/plot_latency.py
-	$(BIN)/python benchmarks/score.py
-	$(BIN)/python -m pytest -q benchmarks/test_ops_benchmark.py --benchmark-group-by=group \
-	  --benchmark-columns=median,iqr,rounds --benchmark-max-time=0.5 --benchmark-min-rounds=5
+	$(BIN)/python -m benchmarks.flops
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.plot_latency
+	$(BIN)/python -m benchmarks.score
 
 # The compiled CPU kernels beside their peers, with what each is to reach: two minutes.
 bench-ops: $(STAMP)
@@ -48,7 +46,7 @@ bench-ops: $(STAMP)
 
 # Every Triton kernel compiled for GPUs that are not here; TZN_AOT=all: every dtype and head width.
 aot: $(STAMP)
-	$(BIN)/python benchmarks/aot.py
+	$(BIN)/python -m benchmarks.aot
 
 # One abi3 wheel for Python >= 3.10 and torch >= 2.10; a kernel that does not compile is an error here.
 wheel: $(STAMP)

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for GPUs that are not here and prints what each takes: ``make aot``.
 
-usage: python benchmarks/aot.py [--all] [--out FILE.json] [--processes 2]
+usage: python -m benchmarks.aot [--all] [--out FILE.json] [--processes 2]
 
 For sm_80, sm_90 and sm_100 to cubin, at the shapes of the THUMOS configuration (T = 2304, width 512, window 19). By default the
 main configurations: bfloat16 and float32, 64 and 128 channels per head. ``--all`` (or TZN_AOT=all): float16 too, and 32
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.lib.tables import table
 from tzn.files import atomic_write
 
 ARCHITECTURES = (80, 90, 100)
@@ -140,17 +141,14 @@ def faults(rows: list[dict[str, object]]) -> list[str]:
     return found
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table_of(rows: list[dict[str, object]]) -> str:
     head = ["arch", "kernel", "variant", "warps", "regs", "spills", "shared KB", "matrix", "128-bit loads"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for r in rows:
-        matrix = "-" if r["matrix"] == "-" else f"{r['matrix_count']} {r['matrix']}"
-        cells = [
-            r["architecture"], r["kernel"], r["variant"], r["warps"], r["registers"], r["spills"],
-            f"{r['shared'] / 1024:.1f}", matrix, f"{r['wide_loads']} of {r['loads']}",  # type: ignore[operator]
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
-    return "\n".join(lines)
+    plain = ("architecture", "kernel", "variant", "warps", "registers", "spills")
+    return table(head, [
+        [*(str(r[key]) for key in plain), f"{r['shared'] / 1024:.1f}",  # type: ignore[operator]
+         "-" if r["matrix"] == "-" else f"{r['matrix_count']} {r['matrix']}", f"{r['wide_loads']} of {r['loads']}"]
+        for r in rows
+    ])  # fmt: skip
 
 
 def main() -> int:
@@ -166,7 +164,7 @@ def main() -> int:
         parts = pool.imap_unordered(compile_task, tasks(arguments.all))
         rows = [row for part in parts for row in part]
     rows.sort(key=lambda r: (int(str(r["architecture"])[3:]), str(r["kernel"]), str(r["variant"])))
-    print(table(rows))
+    print(table_of(rows))
     if arguments.out is not None:
         with atomic_write(arguments.out) as file:
             json.dump(rows, file, indent=1)

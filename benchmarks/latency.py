@@ -1,31 +1,28 @@
 """Time, memory and multiply-adds of ActionFormer and TemporalZoomNet at THUMOS14 shape.
 
-usage: python benchmarks/latency.py [--quick | --long] [--device cpu] [--threads 2] [--out benchmarks/results/latency.json]
+usage: python -m benchmarks.latency [--quick | --long] [--device cpu] [--threads 2] [--out benchmarks/results]
 
 Runs are interleaved: every round runs each row once, rows rotate. Medians with quartiles over rounds, p95; peak memory of
 the run that warms up. "forward": network outputs, heads everywhere. "detect": features in, final
-detections out. Before anything is timed, the published path and ours must give the same outputs. Depth is a fixed pattern:
+detections out. Before anything is timed, the published path and ours must give
+the same outputs, and every network of ours those that the ops' definitions give. Depth is a fixed pattern:
 a share of the tokens, in clusters of 64 steps, runs all refinement layers, the others none.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import COMPILED, FULL, PORT, SLOW, Contender, batch, contenders, share_name
-from peak_memory import peak_megabytes
-from timing import interleaved, summary
 from tqdm import tqdm
 
-import tzn
+from benchmarks.lib import parity
+from benchmarks.lib.contenders import COMPILED, FULL, PORT, SLOW, Contender, batch, contenders, share_name
+from benchmarks.lib.peak_memory import peak_megabytes
+from benchmarks.lib.provenance import facts, line, parser, write, write_json
+from benchmarks.lib.tables import table
+from benchmarks.lib.timing import interleaved, summary
 from tzn import ops
-from tzn.files import atomic_write
 
 # (batch, steps): --quick, default, --long
 CELLS = {
@@ -36,53 +33,55 @@ CELLS = {
 # Some rows will do where padding, or growth with length, is in question.
 FEW = (SLOW, PORT, FULL, share_name(0.25))
 LONGEST = 18432  # steps of a batch, beyond which detections are not timed
-RESULTS = Path(__file__).resolve().parent / "results"
 COMPILED_STEPS = (576, 2304)  # each new shape compiles for about a minute
 SECONDS, ROUNDS = 20.0, {"quick": (3, 15), "default": (3, 15), "long": (2, 9)}  # of a shape: aim; least and most rounds
-SAME = 1e-4  # of the largest value
+CHECKED_STEPS = 600  # no multiple of what anything is padded to
+SAME = {"rtol": 1e-3, "atol": 1e-4}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two shapes, few rounds")
-    parser.add_argument("--long", action="store_true", help="batches of 8 up to T = 18432, fewer rows; 15 minutes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--quick", action="store_true", help="two shapes, few rounds")
+    arguments.add_argument("--long", action="store_true", help="batches of 8 up to T = 18432, fewer rows; 15 minutes")
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--no-compile", action="store_true")
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     size = "long" if options.long else "quick" if options.quick else "default"
-    out = options.out or RESULTS / f"latency{'' if size == 'default' else '_' + size}.json"
+    name = f"latency{'' if size == 'default' else '_' + size}"
     rows = contenders(options.device, compiled=not options.no_compile)
     check_same_outputs(rows, options.device)
     cells = []
     for count, steps in tqdm(CELLS[size], desc="shapes"):
         cells += measure(rows, (count, steps), options.device, size)
-        content = {**facts(options, size), "cells": cells}
-        with atomic_write(out) as file:  # after every shape: what is measured stays
-            json.dump(content, file, indent=1)
-    text = markdown(content)
-    with atomic_write(out.with_suffix(".md")) as file:
-        file.write(text)
-    print(text)
+        content = {**facts(options.device), "backends": ops.backends(), "cells": cells}
+        write_json(options.out / f"{name}.json", content)  # after every shape: what is measured stays
+    write(options.out, name, content, markdown(content))
 
 
 def check_same_outputs(rows: list[Contender], device: str) -> None:
-    """A peer that computes something else is no peer: network outputs, then segments in seconds."""
+    """The published path and the port give the same class logits and detections; every row is what the ops define."""
     slow, port = rows[0], rows[1]
-    inputs = batch(1, 600, device)
+    inputs = batch(1, CHECKED_STEPS, device)
     with torch.no_grad():
-        theirs, ours = slow.forward(*inputs), port.forward(*inputs)
-        slow_found, found = slow.detect(*inputs)[0], port.detect(*inputs)[0][0]
-    for a, b, keep in zip(theirs.class_logits, ours.class_logits, ours.masks, strict=True):
-        steps = int(keep.sum())
-        difference = (a[:, :steps] - b[:, :steps]).abs().max() / b.abs().max()
-        if not difference < SAME:
-            raise SystemExit(f"class logits of the published path and ours differ by {difference:g} of the largest")
-    scores, wanted = torch.as_tensor(found.scores), slow_found[1]
-    if len(scores) != len(wanted) or not (scores.cpu() - wanted.cpu()).abs().max() < SAME:
-        raise SystemExit(f"detections differ: {len(wanted)} by the published path, {len(scores)} by ours")
+        ours = port.forward(*inputs)
+        parity.same("the published path and ours", logits(slow.forward(*inputs), ours.masks), logits(ours), **SAME)
+        wanted, found = slow.detect(*inputs)[0], port.detect(*inputs)[0][0]
+        parity.same("detections of the published path and ours", wanted[1].cpu(), torch.as_tensor(found.scores), **SAME)
+        for row in rows:
+            if row.name not in (SLOW, COMPILED):  # neither runs tzn's ops by another name
+                outputs = logits(row.forward(*inputs))
+                wanted = parity.by_definition(lambda row=row: logits(row.forward(*inputs)))
+                parity.same(f"{row.name} and its definition", outputs, wanted, **SAME)
+
+
+def logits(outputs: Any, masks: Any = None) -> Any:
+    """Class logits; of a list of levels the steps that ``masks`` (by default the outputs' own) hold valid."""
+    if isinstance(outputs.class_logits, torch.Tensor):
+        return outputs.class_logits
+    masks = outputs.masks if masks is None else masks
+    return [x[:, : int(m[0].sum())] for x, m in zip(outputs.class_logits, masks, strict=True)]
 
 
 def measure(rows: list[Contender], shape: tuple[int, int], device: str, size: str) -> list[dict[str, Any]]:
@@ -96,6 +95,10 @@ def measure(rows: list[Contender], shape: tuple[int, int], device: str, size: st
     if (count == 1 or size == "long") and count * steps <= LONGEST and steps < LONGEST:
         runs |= {(r.name, "detect"): (lambda r=r: r.detect(*inputs)) for r in rows if r.detect}
     with torch.no_grad():
+        for row in rows:
+            if row.name == COMPILED:  # compiled anew for every shape
+                given, wanted = (r.forward(*inputs) for r in (row, rows[1]))
+                parity.same(f"{COMPILED}, T = {steps}", logits(given), logits(wanted), **SAME)
         memory = {key: peak_megabytes(run, device) for key, run in runs.items()}  # the runs that warm up, too
         times = interleaved(runs, device, ROUNDS[size], SECONDS)
     results = []
@@ -108,28 +111,16 @@ def measure(rows: list[Contender], shape: tuple[int, int], device: str, size: st
     return results
 
 
-def facts(options: argparse.Namespace, size: str) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if options.device == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {
-        "command": "python benchmarks/latency.py" + ("" if size == "default" else f" --{size}"),
-        "date": date.today().isoformat(), "machine": f"{platform.machine()}, {device}, {options.threads} threads",
-        "versions": {"tzn": tzn.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "backends": ops.backends(),
-    }  # fmt: skip
-
-
 def markdown(content: dict[str, Any]) -> str:
     """A table per shape, then the two ratios that the port is held to."""
-    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     used = ", ".join(name for name, state in content["backends"].items() if state == "available")
-    lines = [f"`{content['command']}`, {content['date']}, {content['machine']}, {versions}, back ends: {used}.", ""]
+    lines = [f"{line(content)} Back ends: {used}.", ""]
     at = {(c["row"], c["batch"], c["steps"]): c for c in content["cells"]}
     for count, steps in dict.fromkeys((c["batch"], c["steps"]) for c in content["cells"]):
         lines += [f"Batch {count}, T = {steps}", ""]
         header = ["", "GMAC", "forward (quartiles)", "p95", "detect", "peak", "saved time / saved multiply-adds"]
-        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         rows = [cell for cell in content["cells"] if (cell["batch"], cell["steps"]) == (count, steps)]
-        lines += ["| " + " | ".join(cells(row, at[row["base"], count, steps])) + " |" for row in rows] + [""]
+        lines += [table(header, [cells(row, at[row["base"], count, steps]) for row in rows])]
     return "\n".join(lines + ratios(at))
 
 

@@ -1,20 +1,17 @@
 """Pictures of benchmarks/results/latency.json: latency against multiply-adds, and cost against T.
 
-usage: python benchmarks/plot_latency.py [--results benchmarks/results/latency.json]
+usage: python -m benchmarks.plot_latency [--out benchmarks/results]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from contenders import FULL, PORT, SHARES, SLOW, share_name
+from benchmarks.lib.contenders import FULL, PORT, SHARES, SLOW, share_name
+from benchmarks.lib.pictures import save
+from benchmarks.lib.provenance import parser
+from tzn.visualization.style import new_figure
 
 LINES = {
     SLOW: ("tab:red", "s"),
@@ -25,19 +22,15 @@ LINES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent / "results/latency.json")
-    options = parser.parse_args()
-    content = json.loads(options.results.read_text())
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    folder = parser(__doc__).parse_args().out
+    content = json.loads((folder / "latency.json").read_text())
+    figure = new_figure(13, 5)
+    left, right = figure.subplots(1, 2)
     against_multiply_adds(left, content["cells"], steps=2304)
     against_steps(right, content["cells"])
     figure.suptitle(f"{content['machine']}, {content['date']}, forward pass, batch 1", fontsize=10)
-    target = options.results.with_suffix(".png")
-    temporary = target.with_name(f".{target.name}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(target)
-    print(f"written: {target}")
+    save(figure, folder / "latency.png")
+    print(f"written: {folder / 'latency.png'}")
 
 
 def against_multiply_adds(axes: Any, cells: list[dict[str, Any]], steps: int) -> None:

@@ -12,7 +12,7 @@ OUT=${OUT:-benchmarks/results/gpu}
 PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 : >"$OUT/run.log"
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1
 dry=()
 if [ "${1:-}" = --dry-run ]; then
   dry=(--dry-run)
@@ -25,7 +25,7 @@ stage() {
   local name=$1 seconds=$2 limit=$3
   shift 3
   echo "== $name" | tee -a "$OUT/run.log"
-  timeout -k 5 "$limit" "$@" "$PYTHON" -W ignore "benchmarks/gpu/$name.py" --out "$OUT" --seconds "$seconds" \
+  timeout -k 5 "$limit" "$@" "$PYTHON" -W ignore -m "benchmarks.gpu.$name" --out "$OUT" --seconds "$seconds" \
     ${dry[@]+"${dry[@]}"} 2>&1 | tee -a "$OUT/run.log"
   local code=${PIPESTATUS[0]}
   echo "== $name ended with $code" | tee -a "$OUT/run.log"
@@ -34,6 +34,7 @@ stage() {
 
 [ ${#dry[@]} -gt 0 ] || nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv || true
 stage parity 100 125
+[ $status -eq 0 ] || { echo "no parity, so nothing is timed"; exit 1; }
 if [ ${#dry[@]} -eq 0 ] && command -v compute-sanitizer >/dev/null; then
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 stage small_kernels 30 50 compute-sanitizer --tool memcheck --error-exitcode 9
 else

@@ -1,6 +1,6 @@
 """Speed of ``tzn score`` against scorers that go row by row, on real THUMOS14 detections.
 
-usage: python benchmarks/score.py [--shared ../shared] [--out benchmarks/results/score.json]
+usage: python -m benchmarks.score [--shared ../shared] [--out benchmarks/results]
 
 Peers (``benchmarks/peers``), written anew in the style of the ActivityNet toolkit: ``row_scorer`` keeps rows in dicts,
 ``frame_scorer`` in pandas frames as the toolkit does (only where pandas is installed). Runs are interleaved; medians of
@@ -10,29 +10,26 @@ order of ties. Every scorer is timed from arrays or rows in memory, and from fil
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import os
-import platform
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.row_scorer import Row, prediction_rows, score_rows, truth_rows
+import torch
 
-import tzn
+from benchmarks.lib import parity
+from benchmarks.lib.provenance import ROOT, facts, line, parser, write
+from benchmarks.lib.tables import table
+from benchmarks.peers.row_scorer import Row, prediction_rows, score_rows, truth_rows
 from tzn.detections import read_predictions
 from tzn.evaluation.detection_map import score_detections
 from tzn.evaluation.flat import GroundTruth
 from tzn.evaluation.scoring import score_files
-from tzn.files import atomic_write
 
 INPUTS = ("a2net_action_detection_af38", "turn_union_no_nms")
 SPLIT, TIOU, TOP_K = "test", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (1, 5)
@@ -61,7 +58,8 @@ def scorers(predictions: Path, annotations: Path) -> Scorers:
     }
     if importlib.util.find_spec("pandas"):
         import pandas as pd
-        from peers.frame_scorer import score_frames
+
+        from benchmarks.peers.frame_scorer import score_frames
 
         frames = pd.DataFrame(truth), pd.DataFrame(found)
         kinds[FRAMES] = {"memory": lambda: score_frames(*frames, TIOU, TOP_K)}
@@ -80,89 +78,53 @@ def _numbers(score: Any) -> dict[str, Any]:
     return {"mAP": score.mAP, "recall": score.recall}
 
 
-def measure(kinds: Scorers) -> tuple[dict[str, dict[str, float]], float]:
-    """Median seconds by scorer and start, and the largest difference between any two results."""
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    results = [run() for starts in kinds.values() for name, run in starts.items() if starts is not kinds.get(FRAMES)]
-    for round_ in range(ROUNDS):
+def measure(name: str, kinds: Scorers, wanted: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Median seconds by scorer and start, of results that are all the same."""
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for round_ in range(-1, ROUNDS):  # the first is a warm-up
         for kind, starts in kinds.items():
             if kind == FRAMES and round_ != ROUNDS // 2:
                 continue
             for start, run in starts.items():
                 begin = time.perf_counter()
-                results.append(run())
-                times[kind, start].append(time.perf_counter() - begin)
-    worst = max(
-        float(np.abs(np.array(result[key]) - np.array(results[0][key])).max())
-        for result in results
-        for key in ("mAP", "recall")
-    )
-    medians: dict[str, dict[str, float]] = defaultdict(dict)
-    for (kind, start), seconds in times.items():
-        medians[kind][start] = statistics.median(seconds)
-    return dict(medians), worst
+                found = run()
+                if round_ >= 0:
+                    times[kind][start].append(time.perf_counter() - begin)
+                for key in ("mAP", "recall"):
+                    given, right = (np.asarray(result[key]) for result in (found, wanted))
+                    parity.same(f"{name}, {kind}, {key}", given, right, rtol=0, atol=SAME)
+    return {kind: {s: statistics.median(t) for s, t in starts.items()} for kind, starts in times.items()}
 
 
 def markdown(content: dict[str, Any]) -> str:
-    lines = [
-        f"`{content['command']}`, {content['date']}, {content['machine']}, {content['threads']} thread(s), "
-        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        + f". THUMOS14 test, tIoU 0.1 to 0.7, recall@1x and @5x. All results agree to {SAME:g}.",
-        "",
-        "| detections | scorer | from memory | ratio | from files | ratio |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for entry in content["inputs"]:
-        ours = entry["seconds"][OURS]
+        what, ours = f"{entry['name']} ({entry['detections']:,})", entry["seconds"][OURS]
         for kind, seconds in entry["seconds"].items():
-            cells = [_cells(seconds.get(start), ours[start]) for start in ("memory", "files")]
-            lines.append(f"| {entry['name']} ({entry['detections']:,}) | {kind} | {' | '.join(cells)} |")
-        if "seconds_original" in entry:
-            cell = _cells(entry["seconds_original"], ours["files"])
-            lines.append(
-                f"| {entry['name']} ({entry['detections']:,}) | original program, recorded elsewhere | - | - | {cell} |"
-            )
-    return "\n".join(lines) + "\n"
+            rows.append([what, kind, *(c for s in ("memory", "files") for c in _cells(seconds.get(s), ours[s]))])
+    text = f"{line(content)} THUMOS14 test, tIoU 0.1 to 0.7, recall@1x and @5x. All results agree to {SAME:g}."
+    return f"{text}\n\n" + table(["detections", "scorer", "from memory", "ratio", "from files", "ratio"], rows)
 
 
-def _cells(seconds: float | None, ours: float) -> str:
-    return "- | -" if seconds is None else f"{1e3 * seconds:,.0f} ms | {seconds / ours:.1f} x"
+def _cells(seconds: float | None, ours: float) -> tuple[str, str]:
+    return ("-", "-") if seconds is None else (f"{1e3 * seconds:,.0f} ms", f"{seconds / ours:.1f} x")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results/score.json")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    options = arguments.parse_args()
+    torch.set_num_threads(2)
     recorded = json.loads((options.shared / "goldens/map_real.json").read_text())
     inputs = []
     for name in INPUTS:
         data = options.shared / "data"
         kinds = scorers(data / f"predictions/{name}.json.gz", data / "thumos14/annotations.json")
-        seconds, worst = measure(kinds)
-        if worst > SAME:
-            raise SystemExit(f"{name}: results differ by {worst:g}, expected at most {SAME:g}: no speed-up to report")
-        entry = {
-            "name": name,
-            "detections": recorded[name]["detections"],
-            "seconds": seconds,
-            "largest_difference": worst,
-        }
-        inputs.append(entry | {"seconds_original": recorded[name]["seconds_original_scorer"]})
-    packages = [name for name in ("numpy", "pandas") if importlib.util.find_spec(name)]
-    content = {
-        "command": "python benchmarks/score.py", "date": date.today().isoformat(), "machine": platform.machine(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)), "rounds": ROUNDS,
-        "versions": {"tzn": tzn.__version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
-        "inputs": inputs,
-    }  # fmt: skip
-    table = markdown(content)
-    print(table)
-    with atomic_write(options.out) as file:
-        json.dump(content, file, indent=1)
-    with atomic_write(options.out.with_suffix(".md")) as file:
-        file.write(table)
+        seconds = measure(name, kinds, kinds[ROWS]["memory"]())
+        inputs.append({"name": name, "detections": recorded[name]["detections"], "seconds": seconds})
+    packages = [name for name in ("tzn", "numpy", "pandas") if importlib.util.find_spec(name)]
+    content = {**facts(packages=packages), "rounds": ROUNDS, "inputs": inputs}
+    write(options.out, "score", content, markdown(content))
 
 
 if __name__ == "__main__":

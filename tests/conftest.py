@@ -12,6 +12,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # tests share oracle.py
+sys.path.append(str(ROOT))  # benchmarks; last, so that an installed tzn stays the one that is tested
 torch.set_num_threads(2)
 
 

@@ -1,7 +1,10 @@
-"""What the programs in benchmarks/evidence compute, on inputs whose answer is known."""
+"""What the programs of benchmarks compute, on inputs whose answer is known; and that none compares times without parity."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,18 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.evidence.depth.__main__ import where
+from benchmarks.evidence.heterogeneity import sharpness
+from benchmarks.evidence.ludb.__main__ import error_differences
+from benchmarks.lib import bootstrap, parity, provenance, ranks
+from benchmarks.lib.parts import Parts
 from tzn.data.annotations import Recording
 from tzn.data.dataset import Example
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.evaluation.flat import GroundTruth
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"))
-import depth
-import ludb
-import ranks
-import sharpness
-from parts import Parts
 
 
 def test_parts_are_computed_once_and_only_for_the_same_settings(tmp_path):
@@ -53,7 +54,7 @@ def test_where_depth_goes():
     times = np.arange(10) + 0.5
     tau = np.where((times > 2) & (times < 6), 0.75, 0.25)
     evaluation = SimpleNamespace(traces={"a": {"time": times, "depth": tau}}, classes=("x", "y"))
-    found = depth.where(evaluation, [recording])
+    found = where(evaluation, [recording])
     assert found["class"] == {"outside": 0.25, "y": 0.75} and found["class_steps"] == {"outside": 6, "x": 0, "y": 4}
     # Steps 1.5, 2.5, 5.5 and 6.5 are 0.5 s from a boundary, four are 1.5 s, and the last two 2.5 and 3.5 s.
     assert found["near_steps"] == [0, 0, 0, 4, 4, 1, 1, 0]
@@ -95,7 +96,7 @@ def test_differences_of_boundary_errors():
         for side, shift in ((base, 0.020), (ours, 0.005)):
             moved = segments + np.array([[shift, 0.0], [shift, 2 * shift]])
             side[f"{i}"] = Detections(moved, np.array([0.9, 0.8]), np.array([0, 1]), None)
-    found = ludb.error_differences(truth, [base], [ours], ("a", "b"), resamples=20)
+    found = error_differences(truth, [base], [ours], ("a", "b"), resamples=20)
     assert found["a start"] == pytest.approx([-15, -15, -15])
     assert found["a end"] == pytest.approx([0, 0, 0])
     assert found["b end"] == pytest.approx([-30, -30, -30])
@@ -111,3 +112,74 @@ def test_correlation_inside_sets_ignores_differences_between_sets():
     found = ranks.correlation(rows, "k", rng)
     assert found["all"] > 0.3 and found["within"] == pytest.approx(-1)
     assert found["within_p"] < 0.01 and found["classes"] == 12
+
+
+def test_there_is_no_speed_up_without_parity():
+    right = torch.arange(4.0)
+    runs = {"ours": lambda: right + 1e-7, "peer": lambda: right + 0.1}
+    assert parity.checked({"ours": runs["ours"]}, right, rtol=1e-5, atol=1e-5)
+    with pytest.raises(parity.NoParity, match=r"peer: results differ, no speed-up to report") as caught:
+        parity.checked(runs, lambda name: right, rtol=1e-5, atol=1e-5)
+    assert isinstance(caught.value, SystemExit)
+    with pytest.raises(parity.NoParity):
+        parity.same("lists", [right, right[:2]], [right], rtol=0, atol=0)
+
+
+def test_the_definition_is_what_results_are_held_against(monkeypatch):
+    monkeypatch.delenv("TZN_BACKEND", raising=False)
+    assert parity.by_definition(lambda: os.environ["TZN_BACKEND"]) == "reference"
+    assert "TZN_BACKEND" not in os.environ
+    monkeypatch.setenv("TZN_BACKEND", "auto")
+    with parity.backend("reference"):
+        assert os.environ["TZN_BACKEND"] == "reference"
+    assert os.environ["TZN_BACKEND"] == "auto"
+
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TIMED = re.compile(r"\b(interleaved|medians|milliseconds|perf_counter)\(")
+UNCOMPARED = {"lib", "depth", "controls", "heterogeneity", "ludb", "distillation", "hapt", "aot.py", "stage.py"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path.relative_to(BENCHMARKS)
+        for path in sorted(BENCHMARKS.rglob("*.py"))
+        if TIMED.search(path.read_text()) and not UNCOMPARED & set(path.relative_to(BENCHMARKS).parts)
+    ]
+    + [Path("evidence/distillation/training_time.py")],
+    ids=str,
+)
+def test_every_program_that_compares_times_checks_parity(path):
+    assert re.search(r"\b(parity\.same|checked)\(", (BENCHMARKS / path).read_text())
+
+
+def test_what_a_result_says_about_its_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["x", "--data", str(tmp_path / "hapt"), "--seeds", "0", "1"])
+    found = provenance.facts()
+    assert set(found) == {"command", "commit", "date", "machine", "versions"}
+    assert found["command"].endswith("--data hapt --seeds 0 1") and str(tmp_path) not in found["command"]
+    provenance.write(tmp_path, "result", {**found, "value": 1}, "# Result\n")
+    assert json.loads((tmp_path / "result.json").read_text())["value"] == 1
+    assert provenance.line(found).startswith(f"`{found['command']}`")
+
+
+def test_bootstrap_of_a_constant_difference():
+    sides = [[np.full(6, 1.0)], [np.full(6, 3.0), np.full(6, 3.0)]]
+    found = bootstrap.paired_bootstrap(lambda run, chosen: float(run[chosen].mean()), sides, 6, resamples=10)
+    assert found == [2.0, 2.0, 2.0]
+
+
+def test_the_page_of_benchmarks_names_programs_that_exist():
+    page = (BENCHMARKS / "README.md").read_text()
+    named = set(re.findall(r"`(benchmarks(?:\.\w+)+)", page)) - {
+        "benchmarks.NAME",
+        "benchmarks.X",
+        "benchmarks.evidence.X",
+    }
+    programs = {
+        ".".join(("benchmarks", *path.relative_to(BENCHMARKS).with_suffix("").parts)).removesuffix(".__main__")
+        for path in BENCHMARKS.rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text() and "gpu" not in path.parts
+    }
+    assert named == programs

@@ -1,8 +1,8 @@
-"""Counting the multiply-adds that a run really does (DESIGN section 7).
+"""Counting the multiply-adds that a run really does (docs/design.md section 7).
 
 Counted are matrix products and convolutions; element-wise work (norms, activations, softmax) is not, as usual in this
 field. Local attention counts its window's products, ``2 * queries * window * width``, and a variable-depth block what its
-active and halo tokens need (DESIGN section 2), on every back end, however it lays out the work.
+active and halo tokens need (docs/design.md section 2), on every back end, however it lays out the work.
 """
 
 from __future__ import annotations

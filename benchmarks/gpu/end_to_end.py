@@ -16,12 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import Stage, clustered_gate, stage
-from contenders import CLASSES, INFERENCE, INPUT_DIM, LAYERS
-from peers.actionformer_slow import ActionFormerSlow
-from peers.post_processing_slow import candidates, suppressed
 from torch import Tensor
 
+from benchmarks.gpu.stage import Stage, clustered_gate, stage
+from benchmarks.lib import parity
+from benchmarks.lib.contenders import CLASSES, INFERENCE, INPUT_DIM, LAYERS
+from benchmarks.peers.actionformer_slow import ActionFormerSlow
+from benchmarks.peers.post_processing_slow import candidates, suppressed
+from tzn import ops
 from tzn.inference.fixed import GraphedDetector, detect
 from tzn.models import ActionFormer, ActionFormerConfig, Localizer, TemporalZoomNet, TemporalZoomNetConfig
 from tzn.models.temporal_zoom_net import Trunk
@@ -65,15 +67,18 @@ class GivenDepth(TemporalZoomNet):
 def times(s: Stage, model: Localizer, features: Tensor, mask: Tensor) -> dict[str, float]:
     """Milliseconds from features to detections, launch by launch and as one graph."""
     config = settings(s)
+    inputs = model.padded(features, mask) if isinstance(model, ActionFormer) else (features, mask)
+    logits = model(*inputs).class_logits
+    wanted = parity.by_definition(lambda: model(*inputs).class_logits)
+    for ours, right in zip(*((x if isinstance(x, list) else [x]) for x in (logits, wanted)), strict=True):
+        parity.same("class logits", ours, right, rtol=3e-2, atol=3e-2 * float(right.abs().max()))
     found = {"milliseconds": s.milliseconds(lambda: detect(model, features, mask, config))}
     if s.dry:
         return {**found, "graph_milliseconds": found["milliseconds"]}
     graphed = GraphedDetector(model, *features.shape[:2], config, features.dtype)
     graphed(features, mask)
     found["graph_milliseconds"] = s.milliseconds(graphed.graph.replay)
-    network = s.graphed(
-        lambda: model(*model.padded(features, mask)) if isinstance(model, ActionFormer) else model(features, mask)
-    )
+    network = s.graphed(lambda: model(*inputs))
     found["network_milliseconds"] = s.milliseconds(network)
     return found
 
@@ -95,6 +100,10 @@ def published(s: Stage, model: ActionFormer, features: Tensor, mask: Tensor) -> 
         return [suppressed(*(x.cpu() for x in part), config) for part in parts]
 
     run()
+    given = model(*model.padded(features, mask))
+    for theirs, ours, keep in zip(network().class_logits, given.class_logits, given.masks, strict=True):
+        steps = int(keep[0].sum())
+        parity.same("class logits", theirs[:, :steps], ours[:, :steps], rtol=2e-2, atol=2e-2 * float(ours.abs().max()))
     return {"milliseconds": wall_milliseconds(s, run), "network_milliseconds": s.milliseconds(network)}
 
 

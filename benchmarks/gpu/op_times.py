@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import WIDTH, WINDOW, Stage, clustered_gate, stage
-from peers.dense_block import dense_block
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from benchmarks.gpu.stage import WIDTH, WINDOW, Stage, clustered_gate, stage
+from benchmarks.lib import parity
+from benchmarks.peers.dense_block import dense_block
 from tzn import ops
 from tzn.nn import VariableDepthBlock
 
@@ -98,6 +99,7 @@ def attention(s: Stage, batch: int, steps: int, share: float) -> None:
     with torch.no_grad():
         s.guarded({**what, "row": "tzn"}, forward)
         wanted = ours()
+        parity.same("attention", wanted, parity.by_definition(ours), rtol=3e-2, atol=3e-2)
         for name, make in PEERS.items():
             missing = name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None
             too_large = name.startswith("SDPA") and steps > 2304
@@ -109,7 +111,7 @@ def attention(s: Stage, batch: int, steps: int, share: float) -> None:
                 # A peer that computes something else is no peer; NATTEN shifts windows at the ends, so look inside.
                 seen = query[:, None, :, None].clone()
                 seen[:, :, :WINDOW] = seen[:, :, -WINDOW:] = False
-                torch.testing.assert_close(run() * seen, wanted * seen, rtol=3e-2, atol=3e-2)
+                parity.same(name, run() * seen, wanted * seen, rtol=3e-2, atol=3e-2)
                 return {"milliseconds": s.milliseconds(s.graphed(run))}
 
             s.guarded({**what, "row": name}, peer)
@@ -128,8 +130,12 @@ def blocks(s: Stage, batch: int, steps: int) -> None:
         gate = clustered_gate(batch, steps, share, s.device)
 
         def ours(gate: Tensor = gate, share: float = share) -> dict[str, float]:
+            def run() -> Tensor:
+                return ops.variable_depth_block(x, gate, weights)
+
             with torch.no_grad():
-                found = s.milliseconds(s.graphed(lambda: ops.variable_depth_block(x, gate, weights)))
+                parity.same("block", run(), parity.by_definition(run), rtol=5e-2, atol=5e-2)
+                found = s.milliseconds(s.graphed(run))
             return {"milliseconds": found, "tflops": share * products / found / 1e9}
 
         def training(gate: Tensor = gate) -> dict[str, float]:
@@ -147,9 +153,7 @@ def blocks(s: Stage, batch: int, steps: int) -> None:
 
     def peer(run: Callable[..., Tensor]) -> dict[str, float]:
         with torch.no_grad():
-            torch.testing.assert_close(
-                run(x, weights), ops.variable_depth_block(x, None, weights), rtol=5e-2, atol=5e-2
-            )
+            parity.same("block", run(x, weights), ops.variable_depth_block(x, None, weights), rtol=5e-2, atol=5e-2)
             found = s.milliseconds(s.graphed(lambda: run(x, weights)))
         return {"milliseconds": found, "tflops": products / found / 1e9}
 
@@ -159,44 +163,25 @@ def blocks(s: Stage, batch: int, steps: int) -> None:
 
 def suppression(s: Stage, number: int) -> None:
     """One recording's candidates of 20 classes; the CPU's time includes the way there, as it would in use."""
-    from tzn.ops import native_cuda, padded
-
     start = 2304 * torch.rand(number)
-    segments = torch.stack([start, start + 1 + 40 * torch.rand(number)], dim=1).to(s.device)
-    scores, labels = torch.rand(number).to(s.device), torch.randint(20, (number,)).to(s.device)
+    given = torch.stack([start, start + 1 + 40 * torch.rand(number)], dim=1), torch.rand(number)
+    given = tuple(x.to(s.device) for x in (*given, torch.randint(20, (number,))))
     what = {"op": "soft-NMS", "candidates": number}
-    rows = segments[None], scores[None], labels[None].to(torch.int32)
-    rule = {"iou_threshold": 0.1, "sigma": 0.5, "min_score": 0.001, "voting_thresh": 0.0}
 
-    def on_device() -> object:
-        return padded.batched_nms(*rows, 20, s.pick(200, 5), method="gaussian", multiclass=True, **rule)
+    def on_device() -> tuple[Tensor, ...]:
+        return ops.batched_nms(*given, 0.1, 0.001, s.pick(200, 5), voting_thresh=0.0)
 
-    def on_compiled_kernel() -> object:
-        rule = {"iou_threshold": 0.1, "sigma": 0.5, "min_score": 0.001}
-        return native_cuda.suppress(*rows, None, 20, s.pick(200, 5), method="gaussian", **rule)
+    def on_cpu() -> tuple[Tensor, ...]:
+        with parity.backend("auto"):
+            return ops.batched_nms(*(x.cpu() for x in given), 0.1, 0.001, s.pick(200, 5), voting_thresh=0.0)
 
-    def on_cpu() -> object:
-        import os
+    def row(run: Callable[[], tuple[Tensor, ...]]) -> dict[str, float]:
+        parity.same("suppression", [x.cpu() for x in run()], list(on_cpu()), rtol=1e-5, atol=1e-3)
+        return {"milliseconds": s.milliseconds(run)}
 
-        before = os.environ["TZN_BACKEND"]
-        os.environ["TZN_BACKEND"] = "auto"
-        try:
-            moved = (x.cpu() for x in (segments, scores, labels))
-            return ops.batched_nms(*moved, 0.1, 0.001, s.pick(200, 5), voting_thresh=0.0)
-        finally:
-            os.environ["TZN_BACKEND"] = before
-
-    s.guarded({**what, "row": "tzn, Triton"}, lambda: {"milliseconds": s.milliseconds(s.graphed(on_device))})
-    if (reason := native_cuda.missing_reason()) is None:
-        run = s.graphed(on_compiled_kernel)
-        s.guarded({**what, "row": "tzn, CUDA kernel"}, lambda: {"milliseconds": s.milliseconds(run)})
-    else:
-        print(f"no row of the compiled CUDA kernel: {reason}")
+    s.guarded({**what, "row": f"tzn, {s.device.type}"}, lambda: row(on_device))
     cpu = ops.backends()["cpp"] == "available"
-    s.guarded(
-        {**what, "row": f"CPU, {'compiled kernels' if cpu else 'reference'}"},
-        lambda: {"milliseconds": s.milliseconds(on_cpu)},
-    )
+    s.guarded({**what, "row": f"CPU, {'compiled kernels' if cpu else 'reference'}"}, lambda: row(on_cpu))
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 
 import torch
-from common import WIDTH, WINDOW, Stage, clustered_gate, stage
-from oracle import assert_as_good_as_eager
 from torch import Tensor
 
+from benchmarks.gpu.stage import WIDTH, WINDOW, Stage, clustered_gate, stage
+from tests.oracle import assert_as_good_as_eager
 from tzn import ops, reference
 from tzn.nn import VariableDepthBlock
 
@@ -144,8 +144,7 @@ def suppression(s: Stage, method: str, number: int) -> dict[str, str]:
 
 def whole_inference(s: Stage) -> dict[str, str]:
     """Fixed capacity, and its CUDA graph, against inference recording by recording."""
-    from small_model import GRID, build
-
+    from tests.small_model import GRID, build
     from tzn.config import InferenceConfig
     from tzn.inference.fixed import GraphedDetector, detect
     from tzn.inference.localize import localize

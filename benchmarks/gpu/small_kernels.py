@@ -1,16 +1,16 @@
 """Every kernel once at small, awkward shapes, for compute-sanitizer: any access outside a buffer is an error there.
 
 usage: PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \\
-    python benchmarks/gpu/small_kernels.py
+    python -m benchmarks.gpu.small_kernels
 """
 
 from __future__ import annotations
 
 import torch
-from common import WINDOW, stage
-from oracle import SHAPES, random_masks
-from small_model import build
 
+from benchmarks.gpu.stage import WINDOW, stage
+from tests.oracle import SHAPES, random_masks
+from tests.small_model import build
 from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.inference.fixed import detect

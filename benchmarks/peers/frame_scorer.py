@@ -1,6 +1,6 @@
 """The row-by-row scorer with its rows in pandas frames, as the ActivityNet toolkit keeps them; written anew.
 
-Same loops and same numbers as :mod:`peers.row_scorer`; what differs is that every access to a row goes through pandas:
+Same loops and same numbers as :mod:`.row_scorer`; what differs is that every access to a row goes through pandas:
 a group lookup and a frame slice per detection, a filtered and sorted frame per recording for recall.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from peers.row_scorer import average_precision, iou_of
+
+from benchmarks.peers.row_scorer import average_precision, iou_of
 
 ENDS = ["t-start", "t-end"]
 
@@ -19,7 +20,7 @@ ENDS = ["t-start", "t-end"]
 def score_frames(
     truth: pd.DataFrame, found: pd.DataFrame, tiou: Sequence[float], top_k: Sequence[int]
 ) -> dict[str, Any]:
-    """mAP ``[tiou]`` and recall ``[tiou][k]``; a row of a frame is a row of :mod:`peers.row_scorer`."""
+    """mAP ``[tiou]`` and recall ``[tiou][k]``; a row of a frame is a row of :mod:`benchmarks.peers.row_scorer`."""
     aps, recalls = [], []
     for label in sorted(truth["label"].unique()):
         truth_of_class = truth[truth["label"] == label].reset_index(drop=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from peers.serial_nms import serial_soft_nms
 from torch import Tensor
 
+from benchmarks.peers.serial_nms import serial_soft_nms
 from tzn.config import InferenceConfig
 from tzn.models.actionformer import ActionFormerOutputs
 

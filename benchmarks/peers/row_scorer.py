@@ -2,7 +2,7 @@
 
 One Python loop over detections per class, one small NumPy computation per detection, one Python loop over thresholds and
 candidates inside. Semantics as :func:`tzn.evaluation.detection_map.score_detections` with ``ties="first"``. Rows are
-plain dicts; :mod:`peers.frame_scorer` keeps them in pandas frames as the toolkit does.
+plain dicts; :mod:`benchmarks.peers.frame_scorer` keeps them in pandas frames as the toolkit does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Programs of benchmarks/evidence for the tests: importable, runnable, and tiny trained runs to work on."""
+"""Programs of benchmarks/evidence for the tests: runnable, and tiny trained runs to work on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from small_run import small_config
 
 from tzn.config_loading import config_from_dict, config_to_dict
 from tzn.data.synthetic import generate_synthetic
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence"
-sys.path.insert(0, str(FOLDER))  # the programs import one another by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +52,8 @@ def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
 
     def run(name: str, *arguments: object) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [name, "--smoke", "--out", str(tmp_path), *map(str, arguments)])
-        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+        runpy.run_module(f"benchmarks.evidence.{name}", run_name="__main__")
+        name = name.replace(".", "_")
         assert (tmp_path / f"{name}.md").read_text().startswith("# ")
         assert not list(tmp_path.glob("*.parts.json")), "pieces are removed once the results are written"
         for picture in tmp_path.glob("*.png"):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import small_run
 import torch
-import training_work
-from distillation_picture import smooth
 
+from benchmarks.evidence.distillation import training_work
+from benchmarks.evidence.distillation.picture import smooth
 from tzn.models import build_model
 from tzn.models.checkpoint import load_checkpoint
 from tzn.profiling import count_flops

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from benchmarks import aot
 from tzn.kernels import _launch as launch
-
-
-def _aot():
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "aot.py"
-    spec = importlib.util.spec_from_file_location("aot", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["aot"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_architecture_has_every_kernel_for_both_sizes_of_numbers():
@@ -55,14 +43,13 @@ def test_the_narrowest_entry_that_holds_the_width_is_taken(monkeypatch):
     ids=["fine", "spills", "spills-beside-the-main-ones", "no-matrix-unit", "needs-none", "shared-memory"],
 )
 def test_faults_of_compiled_kernels(change, fault):
-    aot = _aot()
     row = {
         "architecture": "sm_90", "kernel": "norm_up", "variant": "bfloat16/128", "warps": 4, "registers": 100,
         "spills": 0, "stack": 0, "shared": 1024, "matrix": "HGMMA", "matrix_count": 4, "wide_loads": 4, "loads": 8,
     }  # fmt: skip
     found = aot.faults([row | change])
     assert (found == []) if fault is None else fault in found[0]
-    assert "| norm_up |" in aot.table([row])
+    assert "| norm_up |" in aot.table_of([row])
 
 
 def test_autotuning_times_candidates_once_per_shape_class(monkeypatch):

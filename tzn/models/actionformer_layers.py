@@ -2,7 +2,7 @@
 
 Parameters keep the layout of the released checkpoints (``Conv1d`` weights ``[out, in, k]``, norms ``[1, C, 1]``); the
 arithmetic runs as matrix products over rows, which on CPU is faster than ``Conv1d`` for kernels of 1. Facts:
-ACTIONFORMER_SPEC sections 1 to 3.
+docs/actionformer.md sections 1 to 3.
 """
 
 from __future__ import annotations

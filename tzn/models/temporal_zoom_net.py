@@ -1,4 +1,4 @@
-"""TemporalZoomNet: embedding, shallow blocks, variable-depth blocks, pyramid, heads (DESIGN section 5)."""
+"""TemporalZoomNet: embedding, shallow blocks, variable-depth blocks, pyramid, heads (docs/design.md section 5)."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class Objective(PointObjective):
 
 
 class ActionFormerObjective(PointObjective):
-    """The original recipe: focal and DIoU loss (ACTIONFORMER_SPEC section 10)."""
+    """The original recipe: focal and DIoU loss (docs/actionformer.md section 10)."""
 
     def __init__(self, model: ActionFormerConfig, training: TrainingConfig) -> None:
         super().__init__(model.num_classes, training)
