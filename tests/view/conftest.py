@@ -23,6 +23,7 @@ class Page:
 
     def __init__(self, driver: Any, downloads: Path) -> None:
         self.driver, self.downloads = driver, downloads
+        self.expected = ""  # words of an error that a test provokes
 
     def open(self, path: Path) -> None:
         self.driver.get(path.resolve().as_uri())
@@ -141,6 +142,9 @@ def page(_driver: Any, tmp_path: Path) -> Iterator[Page]:
     shown = Page(_driver, downloads)
     yield shown
     errors = shown.errors()
+    if shown.expected:
+        assert errors and all(shown.expected in error for error in errors), errors
+        errors = []
     _driver.execute_script("if (typeof state !== 'undefined') state.dirty = false")  # no question on leaving
     _driver.get("about:blank")
     _driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)

@@ -98,21 +98,17 @@ function fitted(s, e, moving = false) {
 
 const snapshot = (rec) => ({ truth: rec.truth, dismissed: rec.dismissed });
 
-/** Record what has changed since `before`; `text` says it to people. */
-function record(rec, before, text) {
-  if (before.truth === rec.truth && before.dismissed === rec.dismissed) return;
+/** Alter the recording shown; `text` says to people what was done, and undo takes it back. */
+function change(text, alter) {
+  const { rec } = state;
+  const before = snapshot(rec);
+  alter(rec);
   state.undo.push({ rec, before, after: snapshot(rec), text });
   state.redo = [];
   rec.edited = true;
   state.dirty = true;
   changed();
   say(text);
-}
-
-function change(text, alter) {
-  const before = snapshot(state.rec);
-  alter(state.rec);
-  record(state.rec, before, text);
 }
 
 async function travel(from, to, side, word) {

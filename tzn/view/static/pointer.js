@@ -41,7 +41,7 @@ canvas.addEventListener("pointerdown", (event) => {
   const [x, y] = [event.offsetX, event.offsetY];
   const track = trackAt(y), hit = hitAt(x, y);
   if (event.button > 1 || drag) return;
-  drag = { x, y, view: [state.from, state.to], before: snapshot(state.rec), rec: state.rec, moved: false };
+  drag = { x, y, view: [state.from, state.to], moved: false };
   if (event.button === 1 || event.shiftKey) drag.mode = "pan";
   else if (y < RULER) drag.mode = "scrub";
   else if (x < GUTTER) {
@@ -80,8 +80,9 @@ canvas.addEventListener("pointermove", (event) => {
   } else dragSegment(x, y, event);
 });
 
+/** The segment as it would be; lanes stay where they are until it is let go, and so does everything computed. */
 function dragSegment(x, y, event) {
-  const { mode, rec } = drag;
+  const { mode } = drag;
   const t = tOf(x);
   if (mode === "draw") {
     drag.segment ??= { key: nextKey++, c: state.lane };
@@ -102,9 +103,7 @@ function dragSegment(x, y, event) {
       if (track?.kind === "lane") drag.segment.c = track.c;
     }
   }
-  put(rec, { ...drag.segment });
-  state.selected = { key: drag.segment.key };
-  touch();
+  invalidate();
   showTip(event, `${timeText(drag.segment.s, 0.001)} – ${timeText(drag.segment.e, 0.001)}\n${trimmed(drag.segment.e - drag.segment.s)} s`);
 }
 
@@ -115,8 +114,8 @@ canvas.addEventListener("pointerup", (event) => {
   if (!done) return;
   if (done.segment) {
     const verb = { draw: "Drew", body: "Moved" }[done.mode] ?? `Corrected the ${done.mode} of`;
-    record(done.rec, done.before, `${verb} ${classes[done.segment.c]}, ${spoken(done.segment)}`);
     state.lane = done.segment.c;
+    change(`${verb} ${classes[done.segment.c]}, ${spoken(done.segment)}`, (rec) => put(rec, done.segment));
     select({ key: done.segment.key });
   } else if (!done.moved && done.seeks) seek(tOf(event.offsetX));
 });
@@ -124,18 +123,13 @@ canvas.addEventListener("pointerup", (event) => {
 canvas.addEventListener("pointercancel", cancelDrag);
 canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
 
-/** Give a drag up, leaving everything as it was; true if there was one. */
+/** Give a drag up; true if there was one. */
 function cancelDrag() {
-  if (!drag) return false;
-  const { rec, before, segment, item } = drag;
+  const had = drag !== null;
   drag = null;
   tip.hidden = true;
-  if (segment) {
-    Object.assign(rec, before);
-    select(!item ? null : item.kind === "truth" ? { key: item.key } : { found: item.found });
-    touch();
-  }
-  return true;
+  invalidate();
+  return had;
 }
 
 canvas.addEventListener("dblclick", (event) => {

@@ -328,6 +328,7 @@ function roundBar(x, y, w, h, radius = 3) {
 }
 
 function drawTruth(segment, x, w, y, h) {
+  if (drag?.segment?.key === segment.key) return; // drawn on top of everything
   const missed = state.rec.missed.has(segment.key) && state.byError;
   const colour = missed ? STATUSES[MISSED].colour : state.byError && state.rec.status ? colours.truth : classColour(segment.c);
   context.fillStyle = context.strokeStyle = colour;
@@ -406,6 +407,10 @@ function mark(item, x, w, y, h) {
   hits.push({ x0: x, x1: x + w, y0: y, y1: y + h, item });
   const { selected } = state;
   if (!selected || selected.key !== item.key || selected.found !== item.found) return;
+  outline(x, y, w, h);
+}
+
+function outline(x, y, w, h) {
   context.strokeStyle = colours.text;
   context.lineWidth = 2;
   roundBar(x - 1.5, y - 1.5, w + 3, h + 3, 4);
@@ -415,17 +420,19 @@ function mark(item, x, w, y, h) {
   for (const at of [x + 2.5, x + w - 4.5]) context.fillRect(at, y + 3, 2, h - 6);
 }
 
-/** A segment being drawn by keyboard, up to the playhead. */
+/** A segment being dragged, or drawn by keyboard up to the playhead. */
 function drawGhost() {
-  if (state.drawing === null) return;
-  const track = tracks.find((t) => t.kind === "lane" && t.c === state.lane);
+  const ends = [state.drawing ?? 0, state.now].sort((a, b) => a - b);
+  const segment = drag?.segment ?? (state.drawing === null ? null : { s: ends[0], e: ends[1], c: state.lane });
+  const track = segment && tracks.find((t) => t.kind === "lane" && t.c === segment.c);
   if (!track) return;
-  const [from, to] = [Math.min(state.drawing, state.now), Math.max(state.drawing, state.now)];
+  const row = Math.max(0, track.truthRows.findIndex((r) => r.items.some((t) => t.key === segment.key)));
+  const x = xOf(segment.s), w = Math.max(2, xOf(segment.e) - x), y = track.y + PADDING + row * (TRUTH + SPACE);
   inPlot(track, () => {
-    context.globalAlpha = 0.5;
-    context.fillStyle = classColour(state.lane);
-    context.fillRect(xOf(from), track.y + 3, Math.max(2, xOf(to) - xOf(from)), track.h - 7);
-    context.globalAlpha = 1;
+    context.fillStyle = classColour(segment.c);
+    roundBar(x, y, w, TRUTH);
+    context.fill();
+    outline(x, y, w, TRUTH);
   });
 }
 
