@@ -75,9 +75,7 @@ def test_the_page_matches_as_the_scorer_does(opened):
         near = truth_segments[rng.integers(0, 60, 300)] + np.round(rng.normal(0, 1, (300, 2)), 1)
         segments = np.sort(near, 1)
         scores, labels = np.sort(rng.uniform(0, 1, 300).round(2))[::-1], rng.integers(0, 3, 300)
-        flat = flatten(
-            {"r": GroundTruth(truth_segments, truth_labels)}, {"r": Detections(segments, scores, labels)}, 3
-        )
+        flat = flatten({"r": GroundTruth(truth_segments, truth_labels)}, {"r": Detections(segments, scores, labels)}, 3)
         taken = matched(flat, [tiou])[1][0]
         hits = sorted(map(tuple, np.column_stack([flat.segments, flat.labels])[taken >= 0].tolist()))
         pairs = sorted(map(tuple, flat.truth_segments[taken[taken >= 0]].tolist()))
@@ -277,11 +275,9 @@ def test_wheel_zooms_about_the_pointer_and_the_overview_pans(opened):
     ActionChains(opened.driver).scroll_from_origin(origin, 0, -600).perform()
     opened.wait("return state.to - state.from < 40")
     assert opened.js("return xOf(30)") == pytest.approx(x, abs=2)
-    opened.js(
-        "const at = (t) => ({ clientX: overview.getBoundingClientRect().left + overviewX(t), clientY: overview.getBoundingClientRect().top + 9, pointerId: 1, bubbles: true });"
-        "overview.setPointerCapture = () => {};"
-        "overview.dispatchEvent(new PointerEvent('pointerdown', at(50))); overview.dispatchEvent(new PointerEvent('pointerup', at(50)))"
-    )
+    strip = opened.driver.find_element("id", "overview")
+    x, middle = opened.js("return [overviewX(50), overview.clientWidth / 2]")
+    ActionChains(opened.driver).move_to_element_with_offset(strip, int(x - middle), 0).click().perform()
     assert opened.js("return state.from < 50 && state.to > 50 && state.from > 25")
 
 
@@ -309,7 +305,7 @@ def test_hostile_names_are_only_names(page, tmp_path):
     page.open(tmp_path / "page.html")
     assert page.js("return document.images.length + document.querySelectorAll('body > img').length") == 0
     assert page.js("return byId('recording-name').textContent") == HOSTILE
-    assert page.js("return document.title") == f"{HOSTILE} – {HOSTILE}".replace("\u2028", "\u2028")
+    assert page.js("return document.title").count(HOSTILE[:40]) == 2
     assert page.js("return classes") == [HOSTILE, "@@SCRIPT@@"]
     page.driver.execute_async_script("show(recordings[1]).then(arguments[0])")
     page.js("addSegment(3, 4, 1)")
@@ -320,8 +316,9 @@ def test_hostile_names_are_only_names(page, tmp_path):
 
 def test_an_injected_script_does_not_run(opened):
     opened.js(
-        "const s = document.createElement('script'); s.textContent = 'window.injected = 1'; document.body.append(s);"
-        "const i = document.createElement('img'); i.setAttribute('onerror', 'window.injected = 2'); i.src = 'x'; document.body.append(i)"
+        "const s = document.createElement('script'), i = document.createElement('img');"
+        "s.textContent = 'window.injected = 1'; i.setAttribute('onerror', 'window.injected = 2'); i.src = 'x';"
+        "document.body.append(s, i)"
     )
     opened.settle()
     assert opened.js("return window.injected") is None
@@ -378,7 +375,10 @@ def test_sound_plays_in_step_and_an_annotator_starts_from_nothing(page, tmp_path
         file.setframerate(8000)
         file.writeframes(bytes(2 * 8000 * 5))
     out = tmp_path / "pages" / "page.html"
-    assert main(["view", "--annotate", str(tmp_path / "my sound #1.wav"), "--classes", "hit, miss", "--out", str(out)]) == 0
+    assert (
+        main(["view", "--annotate", str(tmp_path / "my sound #1.wav"), "--classes", "hit, miss", "--out", str(out)])
+        == 0
+    )
     page.open(out)
     page.wait("return state.rec.duration === 5")
     page.keys(" ")

@@ -60,11 +60,14 @@ def page_text(sources: Sources, folder: Path, *, embed: bool, title: str) -> str
         "labelIds": sources.label_ids,
         "palette": PALETTE,
         "predicted": sources.predicted,
+        "bestScore": max(
+            (r.detections.scores.max(initial=0.0) for r in sources.recordings if r.detections), default=0.0
+        ),
         "annotated": sources.original is not None,
         "recordings": [_recording(r, i, folder, embed, blobs) for i, r in enumerate(sources.recordings)],
     }
     if sources.original is not None:
-        blobs["original"] = pack_bytes(json.dumps(sources.original).encode())
+        blobs["original"] = pack_bytes(_json(sources.original).encode())
     style = _static("page.css")
     script = '"use strict";\n' + "\n".join(_static(name) for name in SCRIPTS)
     policy = (
@@ -149,8 +152,14 @@ def _media(media: Path, number: int, folder: Path, embed: bool, blobs: dict[str,
 
 def _json_for_html(data: Any) -> str:
     """JSON that no HTML parser can take for the end of its script element or the start of another."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return _json(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _json(data: Any) -> str:
+    try:
+        return json.dumps(data, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise DataError("the annotations hold a number that is not finite; a page saves none") from None
 
 
 def _static(name: str) -> str:

@@ -78,7 +78,7 @@ function extent(rec) {
   let last = 0;
   for (const segment of rec.truth) last = Math.max(last, segment.e);
   if (rec.found) for (let i = 1; i < rec.found.segments.length; i += 2) last = Math.max(last, rec.found.segments[i]);
-  return last || 60;
+  return 1.05 * last || 60; // room to draw after the last one
 }
 
 const clean = (seconds) => Math.round(seconds * 1e6) / 1e6;

@@ -191,8 +191,9 @@ function zoomTo(item) {
 function chooseLane(c) {
   if (c < 0 || c >= classes.length) return;
   const item = selection();
-  if (item && item.c !== c) alterSelected({ c }, "Changed to");
   state.lane = c;
+  state.hiddenClasses.delete(c);
+  if (item && item.c !== c) alterSelected({ c }, "Changed to");
   changed();
   if (!item) say(`Drawing ${classes[c]}`);
 }
@@ -206,6 +207,12 @@ function moveLane(by) {
 }
 
 function drawHere() {
+  if (!classes.length) {
+    say("Add a class first");
+    byId("new-class").focus();
+    return;
+  }
+  state.hiddenClasses.delete(state.lane);
   if (state.drawing === null) {
     state.drawing = state.now;
     select(null);
@@ -560,9 +567,8 @@ async function start() {
   canvas.setAttribute("aria-label", "Timeline. N and P walk along the segments, arrow keys move the playhead, Enter draws, question mark lists all keys.");
   describeKeys();
   await load(recordings[0]);
-  const best = Math.max(1, ...recordings[0].found.scores);
-  byId("score").max = best;
-  state.minScore = recordings[0].found.scores.some((score) => score >= DEFAULT_SCORE) ? DEFAULT_SCORE : 0;
+  byId("score").max = Math.max(1, META.bestScore);
+  state.minScore = META.bestScore >= DEFAULT_SCORE ? DEFAULT_SCORE : 0;
   byId("score").value = state.minScore;
   byId("tiou").value = state.tiou;
   byId("by-error").checked = state.byError;

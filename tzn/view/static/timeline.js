@@ -2,6 +2,7 @@
 
 const GUTTER = 176, MARGIN = 16, RULER = 30; // pixels
 const TRUTH = META.predicted ? 15 : 18, FOUND = 11, SPACE = 3, PADDING = META.predicted ? 5 : 8, EMPTY_LANE = TRUTH + 2 * PADDING + 1, MAX_ROWS = 4;
+const SLIM = 4; // bars below this width are plain
 const DISTANCE = 96, DEPTH = 38, MANY_CLASSES = 24;
 const TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400];
 const FONT = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif';
@@ -315,15 +316,15 @@ function drawRow(row, y, h, paint) {
     if (row.starts[j] > state.to) break;
     if (row.ends[j] < state.from) continue;
     const x0 = xOf(row.starts[j]), x1 = xOf(row.ends[j]);
-    if (x1 - x0 < 1 && Math.floor(x1) === drawnTo) continue; // a pixel that has its bar already
-    drawnTo = Math.floor(x1);
+    if (x1 - x0 < SLIM && Math.floor(x1) <= drawnTo) continue; // pixels that have their bar already
+    drawnTo = Math.max(drawnTo, Math.floor(x1));
     paint(row.items[j], x0, Math.max(x1 - x0, 1), y, h);
   }
 }
 
 function roundBar(x, y, w, h, radius = 3) {
   context.beginPath();
-  if (w < 4) context.rect(x, y, w, h);
+  if (w < SLIM) context.rect(x, y, w, h);
   else context.roundRect(x, y, w, h, Math.min(radius, w / 2));
 }
 
@@ -337,7 +338,7 @@ function drawTruth(segment, x, w, y, h) {
     context.globalAlpha = 0.22;
     context.fill();
     context.globalAlpha = 1;
-    if (w > 4) {
+    if (w > SLIM) {
       roundBar(x + 0.75, y + 0.75, w - 1.5, h - 1.5);
       context.setLineDash([4, 3]);
       context.lineWidth = 1.5;
@@ -356,10 +357,16 @@ function drawFound(i, x, w, y, h) {
   const { found, status } = state.rec;
   const score = Math.max(0, Math.min(1, found.scores[i]));
   const kind = state.byError && status ? STATUSES[status[i]] : null;
-  roundBar(x, y, w, h);
   const fill = kind ? kind.colour : classColour(found.labels[i]), opacity = 0.3 + 0.6 * score;
   context.fillStyle = fill;
   context.globalAlpha = opacity;
+  if (w < SLIM) {
+    context.fillRect(x, y, w, h);
+    context.globalAlpha = 1;
+    mark({ found: i }, x, w, y, h);
+    return;
+  }
+  roundBar(x, y, w, h);
   context.fill();
   context.globalAlpha = 1;
   edge(x, y, w, h);
@@ -380,7 +387,7 @@ function inkOn(fill, opacity) {
 }
 
 function edge(x, y, w, h) {
-  if (w < 4) return;
+  if (w < SLIM) return;
   roundBar(x + 0.5, y + 0.5, w - 1, h - 1);
   context.strokeStyle = colours.shade;
   context.lineWidth = 1;
