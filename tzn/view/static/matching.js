@@ -3,7 +3,7 @@
 
 const STATUSES = [
   { name: "correct", colour: "#009E73", glyph: "✓", help: "takes an annotated segment of its class" },
-  { name: "repeated", colour: "#56B4E9", glyph: "2", help: "would fit, but a better detection has taken the segment" },
+  { name: "repeated", colour: "#56B4E9", glyph: "=", help: "would fit, but a better detection has taken the segment" },
   { name: "wrong class", colour: "#CC79A7", glyph: "≠", help: "fits a segment of another class" },
   { name: "poorly localised", colour: "#E69F00", glyph: "↔", help: "overlaps a segment of its class, below the threshold" },
   { name: "false", colour: "#D55E00", glyph: "×", help: "fits nothing annotated" },

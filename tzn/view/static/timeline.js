@@ -1,9 +1,9 @@
 // The timeline: which tracks there are, where everything lies, and drawing of what is in view.
 
 const GUTTER = 176, MARGIN = 16, RULER = 30; // pixels
-const TRUTH = META.predicted ? 15 : 18, FOUND = 11, SPACE = 3, PADDING = META.predicted ? 5 : 8, EMPTY_LANE = TRUTH + 2 * PADDING + 1, MAX_ROWS = 4;
+const TRUTH = META.predicted ? 15 : 18, FOUND = 10, SPACE = 3, PADDING = META.predicted ? 4 : 8, EMPTY_LANE = TRUTH + 2 * PADDING + 1, MAX_ROWS = 4;
 const SLIM = 4; // bars below this width are plain
-const DISTANCE = 96, DEPTH = 38, MANY_CLASSES = 24;
+const DISTANCE = 92, DEPTH = 36, MANY_CLASSES = 24;
 const TICKS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400];
 const FONT = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif';
 
@@ -85,7 +85,7 @@ function arrange(rec) {
     y += h;
   };
   if (rec.signal && state.tracks.signal) {
-    const h = Math.max(24, Math.min(56, 168 / rec.signal.length));
+    const h = Math.max(24, Math.min(56, 144 / rec.signal.length));
     rec.signal.forEach((channel, i) => add({ kind: "signal", channel, last: i === rec.signal.length - 1 }, h));
   }
   for (const c of [...lanes.keys()].sort((a, b) => a - b)) {
@@ -135,7 +135,7 @@ function resize() {
 function readColours() {
   const style = getComputedStyle(document.documentElement);
   colours = {};
-  for (const name of ["page", "panel", "raised", "line", "edge", "text", "muted", "accent", "grid", "lane", "truth", "shade", "window", "start", "end"]) {
+  for (const name of ["page", "panel", "raised", "line", "edge", "text", "muted", "accent", "grid", "lane", "truth", "shade", "window", "start", "end", "missed"]) {
     colours[name] = style.getPropertyValue(`--${name}`).trim();
   }
 }
@@ -331,7 +331,7 @@ function roundBar(x, y, w, h, radius = 3) {
 function drawTruth(segment, x, w, y, h) {
   if (drag?.segment?.key === segment.key) return; // drawn on top of everything
   const missed = state.rec.missed.has(segment.key) && state.byError;
-  const colour = missed ? STATUSES[MISSED].colour : state.byError && state.rec.status ? colours.truth : classColour(segment.c);
+  const colour = missed ? colours.missed : state.byError && state.rec.status ? colours.truth : classColour(segment.c);
   context.fillStyle = context.strokeStyle = colour;
   roundBar(x, y, w, h);
   if (missed) {
@@ -497,7 +497,7 @@ function drawOverview() {
     const rows = META.predicted ? 2 : 1, h = (height - 14 - 2 * (rows - 1)) / rows;
     for (const segment of rec.truth) {
       if (state.hiddenClasses.has(segment.c)) continue;
-      c.fillStyle = !state.byError || !rec.status ? classColour(segment.c) : rec.missed.has(segment.key) ? STATUSES[MISSED].colour : colours.truth;
+      c.fillStyle = !state.byError || !rec.status ? classColour(segment.c) : rec.missed.has(segment.key) ? colours.missed : colours.truth;
       c.fillRect(GUTTER + segment.s * scale, 7, Math.max(1, (segment.e - segment.s) * scale - 0.5), h);
     }
     for (let k = rec.shown.length - 1; k >= 0; k--) { // the best on top
