@@ -62,7 +62,11 @@ def test_errors_against_the_annotations_and_the_threshold(opened):
     assert _counts(opened) == expected
     opened.js("byId('tiou').value = 0.25; byId('tiou').dispatchEvent(new Event('input'))")
     assert _counts(opened) == expected | {"correct": 2, "poorly localised": 0, "missed": 1}
-    assert "0.25" in opened.js("return byId('tiou-text').textContent")
+    assert opened.js("return byId('tiou-text').textContent") == "0.25"
+    # A key pressed before the next frame must not keep the panels from following.
+    opened.js("byId('tiou').value = 0.95; byId('tiou').dispatchEvent(new Event('input')); step(1, isError)")
+    opened.settle()
+    assert opened.js("return byId('statuses').textContent").startswith("correct0")
 
 
 def test_the_page_matches_as_the_scorer_does(opened):
@@ -204,6 +208,8 @@ def test_filters_by_score_class_and_error(opened):
     assert opened.js(shown) == [0, 2]
     opened.js("byId('classes').children[0].firstChild.click()")
     assert opened.js(shown) == []
+    only = "const e = new MouseEvent('click', {shiftKey: true}); byId('classes').children[2].firstChild.dispatchEvent(e);"
+    assert opened.js(only + "return [...state.hiddenClasses]") == [0, 1]
     opened.click("all-classes")
     assert opened.js(shown) == [0, 2]
     opened.click("accept-all")
@@ -247,6 +253,25 @@ def test_keyboard_only(opened):
     assert opened.js("return byId('shortcuts').open && document.querySelectorAll('dt').length") > 20
     opened.keys(Keys.ESCAPE)
     assert not opened.js("return byId('shortcuts').open")
+
+
+def test_without_media_the_playhead_runs_by_the_clock(opened):
+    opened.js("look(0, 10); byId('speed').value = '8'")
+    opened.click("play")
+    opened.wait("return state.now > 10 && state.from > 0")  # the view follows
+    opened.click("play")
+    stopped = opened.js("return playing ? null : state.now")
+    opened.settle()
+    assert opened.js("return state.now") == stopped
+    opened.js("seek(59.9)")
+    opened.click("play")
+    opened.wait("return !playing && state.now === 60")
+
+
+def test_times_as_people_read_them(opened):
+    times = [(0, 1), (59.999, 0.01), (3661.5, 0.1), (7325, 60), (-1.5, 0.5)]
+    read = opened.js("return arguments[0].map((t) => timeText(...t))", times)
+    assert read == ["0:00", "1:00.00", "1:01:01.5", "2:02:05", "−0:01.5"]
 
 
 def test_undo_goes_back_to_the_recording_where_it_happened(opened):

@@ -77,7 +77,8 @@ def test_annotations_alone_signals_alone_and_a_choice(files):
         (["predictions.json", "--recording", "frist"], "--recording 'frist': no recording of this name; did you mean 'first'"),
         (["annotations.json", "--media", "thrid.mp4"], "media 'thrid'"),
         (["predictions.json", "--media", "clip.avi"], "browsers do not play .avi; convert it: ffmpeg -i clip.avi clip.mp4"),
-        (["predictions.json", "--media", "other.json"], "expected one of .mp4"),
+        (["--media", "first.npy", "predictions.json"], "predictions and annotations come before --media"),
+        (["predictions.json", "--media", "notes.md"], "expected one of .mp4"),
         (["predictions.json", "--media", "gone.mp4"], "no such file or folder"),
         (["predictions.json", "--media", "empty"], "no video, audio or signal files"),
         (["--media", "first.npy"], "how many samples are a second? Add --rate"),
@@ -92,7 +93,7 @@ def test_annotations_alone_signals_alone_and_a_choice(files):
 def test_clear_errors(files, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(files)
     (files / "other.json").write_text("{}")
-    for name in ("clip.avi", "thrid.mp4"):
+    for name in ("clip.avi", "thrid.mp4", "notes.md"):
         (files / name).write_bytes(b"")
     (files / "empty").mkdir()
     before = sorted(files.rglob("*"))

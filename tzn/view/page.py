@@ -163,7 +163,7 @@ def _json(data: Any) -> str:
 
 
 def _static(name: str) -> str:
-    return resources.files("tzn.view").joinpath("static", name).read_text(encoding="utf-8")
+    return (resources.files("tzn.view") / "static" / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

@@ -225,6 +225,8 @@ def _media_files(media: Sequence[Path]) -> Iterator[Path]:
             raise DataError(f"{path}: browsers do not play {suffix}; convert it: ffmpeg -i {path.name} {path.stem}.mp4")
         elif suffix in MEDIA_SUFFIXES or suffix in SIGNAL_SUFFIXES:
             yield path
+        elif path.name.endswith((".json", ".json.gz")):
+            raise DataError(f"{path}: no video, audio or signal; predictions and annotations come before --media")
         else:
             raise DataError(f"{path}: expected one of {', '.join((*MEDIA_SUFFIXES, *SIGNAL_SUFFIXES))}")
 

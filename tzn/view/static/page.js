@@ -55,6 +55,7 @@ function select(item) {
 /** Counts, lists and buttons; runs with the frame that sorted things out anew. */
 function updatePanels() {
   const { rec } = state;
+  panelsDue = false;
   const facts = [timeText(extent(rec), 1), `${rec.truth.length} annotated`];
   if (META.predicted) facts.push(`${rec.shown.length} of ${rec.found.labels.length} detections`);
   if (state.dirty) facts.push("not saved yet");
@@ -100,8 +101,9 @@ function chip(text, colour, key, title, toggle) {
 }
 
 function addClassChip(c) {
-  byId("classes").append(chip(classes[c], classColour(c), c < 9 ? String(c + 1) : "", `Show or hide ${classes[c]}`, () => {
-    flip(state.hiddenClasses, c);
+  byId("classes").append(chip(classes[c], classColour(c), c < 9 ? String(c + 1) : "", `Show or hide ${classes[c]}; with Shift: only this class`, (event) => {
+    if (event.shiftKey) state.hiddenClasses = new Set([...classes.keys()].filter((other) => other !== c));
+    else flip(state.hiddenClasses, c);
     changed();
   }));
   byId("field-class").append(element("option", { value: c, textContent: classes[c] }));

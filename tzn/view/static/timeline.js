@@ -13,10 +13,11 @@ let size = { width: 800, height: 400, ratio: 1 };
 let colours = {};
 let tracks = []; // top to bottom: {kind, y, h, …}
 let hits = []; // bars drawn in this frame, for the pointer: {x0, x1, y0, y1, item: what to select}
-let stale = true, waiting = false;
+let stale = true, panelsDue = true, waiting = false;
 
 const plotWidth = () => Math.max(50, size.width - GUTTER - MARGIN);
 const xOf = (t) => GUTTER + ((t - state.from) / (state.to - state.from)) * plotWidth();
+const lastSeen = () => tOf(size.width); // the view ends a margin before the edge, drawing does not
 const tOf = (x) => state.from + ((x - GUTTER) / plotWidth()) * (state.to - state.from);
 const classColour = (c) => META.palette[c % META.palette.length];
 
@@ -39,6 +40,7 @@ const comparable = (rec) => META.predicted && (META.annotated || rec.truth.lengt
 function refresh() {
   const { rec } = state;
   stale = false;
+  panelsDue = true;
   const compared = comparable(rec);
   if (compared) {
     const { status, taken } = classify(rec.found, rec.truth, state.tiou, rec.dismissed);
@@ -141,10 +143,8 @@ function readColours() {
 }
 
 function draw() {
-  if (stale) {
-    refresh();
-    updatePanels();
-  }
+  if (stale) refresh();
+  if (panelsDue) updatePanels();
   const top = scroll.scrollTop, c = context;
   hits = [];
   c.setTransform(size.ratio, 0, 0, size.ratio, 0, 0);
@@ -204,7 +204,7 @@ const DRAW = {
     const [low, high] = channel.shown, span = high - low || 1;
     inPlot({ y, h }, () => {
       context.beginPath();
-      channel.curve.trace(context, xOf, (v) => y + 3 + (1 - (v - low) / span) * (h - 6), state.from, state.to);
+      channel.curve.trace(context, xOf, (v) => y + 3 + (1 - (v - low) / span) * (h - 6), state.from, lastSeen());
       context.strokeStyle = colours.muted;
       context.lineWidth = 1;
       context.lineJoin = "round";
@@ -256,12 +256,12 @@ const DRAW = {
         context.strokeStyle = context.fillStyle = colours[side];
         drawBand(distance, trace[`${side}_scale`], yOf);
         context.beginPath();
-        distance.trace(context, xOf, yOf, state.from, state.to);
+        distance.trace(context, xOf, yOf, state.from, lastSeen());
         context.lineWidth = 1.4;
         context.lineJoin = "round";
         context.stroke();
         const crossings = trace[`${side}s`];
-        for (let i = firstAtOrAfter(crossings, (t) => t, state.from); i < crossings.length && crossings[i] <= state.to; i++) {
+        for (let i = firstAtOrAfter(crossings, (t) => t, state.from); i < crossings.length && crossings[i] <= lastSeen(); i++) {
           context.beginPath();
           context.arc(xOf(crossings[i]), yOf(0), 2.6, 0, 2 * Math.PI);
           context.fill();
@@ -278,7 +278,7 @@ const DRAW = {
     label("0", GUTTER - 8, base, { colour: colours.muted, pixels: 10, align: "right", width: 0 });
     inPlot({ y, h }, () => {
       context.beginPath();
-      depth.trace(context, xOf, yOf, state.from, state.to);
+      depth.trace(context, xOf, yOf, state.from, lastSeen());
       context.strokeStyle = colours.text;
       context.lineWidth = 1.2;
       context.stroke();
@@ -297,7 +297,7 @@ function drawBand(distance, scale, yOf) {
   const perPixel = (state.to - state.from) / distance.step / plotWidth();
   if (perPixel > 1) return;
   const first = Math.max(0, Math.floor((state.from - distance.first) / distance.step) - 1);
-  const last = Math.min(distance.values.length - 1, Math.ceil((state.to - distance.first) / distance.step) + 1);
+  const last = Math.min(distance.values.length - 1, Math.ceil((lastSeen() - distance.first) / distance.step) + 1);
   context.beginPath();
   for (const [sign, from, to, by] of [[1, first, last, 1], [-1, last, first, -1]]) {
     for (let i = from; by * i <= by * to; i += by) {
@@ -313,7 +313,7 @@ function drawBand(distance, scale, yOf) {
 function drawRow(row, y, h, paint) {
   let drawnTo = -1;
   for (let j = firstAtOrAfter(row.starts, (x) => x, state.from - row.longest); j < row.items.length; j++) {
-    if (row.starts[j] > state.to) break;
+    if (row.starts[j] > lastSeen()) break;
     if (row.ends[j] < state.from) continue;
     const x0 = xOf(row.starts[j]), x1 = xOf(row.ends[j]);
     if (x1 - x0 < SLIM && Math.floor(x1) <= drawnTo) continue; // pixels that have their bar already
