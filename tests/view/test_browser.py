@@ -218,6 +218,14 @@ def test_filters_by_score_class_and_error(opened):
     assert len(opened.truth()) == 3
 
 
+def test_the_score_filter_starts_where_the_model_is_confident(files, page):
+    path = files / "predictions.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"score_threshold": 0.65}))
+    write_page(files / "page.html", gather([path]))
+    page.open(files / "page.html")
+    assert page.js("return [state.minScore, Number(byId('score').value), state.rec.shown.length]") == [0.65, 0.65, 3]
+
+
 def test_keyboard_only(opened):
     from selenium.webdriver.common.keys import Keys
 

@@ -60,6 +60,7 @@ def page_text(sources: Sources, folder: Path, *, embed: bool, title: str) -> str
         "labelIds": sources.label_ids,
         "palette": PALETTE,
         "predicted": sources.predicted,
+        "threshold": sources.threshold,
         "bestScore": max(
             (r.detections.scores.max(initial=0.0) for r in sources.recordings if r.detections), default=0.0
         ),

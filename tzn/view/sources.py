@@ -70,6 +70,7 @@ class Sources:
         recordings: in the order of the list on the page.
         original: content of the annotation file, or None; corrections are written into a copy of it.
         warnings: what was left out.
+        predicted: there are predictions. threshold: their file's "score_threshold", or None.
     """
 
     classes: tuple[str, ...]
@@ -78,6 +79,7 @@ class Sources:
     original: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     predicted: bool = False
+    threshold: float | None = None
 
 
 @dataclass
@@ -113,8 +115,10 @@ def gather(
     Raises:
         DataError: unreadable files, two of a kind, names that do not fit together, unknown recording, unknown rate.
     """
-    predictions, annotations = _by_kind(files)
-    names = _classes(predictions, annotations, classes)
+    kinds = _by_kind(files)
+    predictions, content = kinds.get("results", (None, {}))
+    annotations, original = kinds.get("database", (None, None))
+    names = _classes(content.get("results"), annotations, classes)
     truth = _truth(annotations, names)
     found = read_predictions(predictions, names)[0] if predictions else {}
     curves, clips = _split_media(media)
@@ -154,13 +158,16 @@ def gather(
     if traces is not None and all(page.trace is None for page in pages):
         raise DataError(f"{traces}: no trace of {listed[0]!r} or any other recording here; see 'tzn predict --traces'")
     ids: dict[str, int] = class_label_ids(annotations) if annotations else {}
-    original = read_json(annotations) if annotations else None
     warnings = tuple(f"{annotations}: left out: {problem}" for problem in truth.problems)
-    return Sources(names, tuple(ids.get(n) for n in names), tuple(pages), original, warnings, predictions is not None)
+    return Sources(
+        names, tuple(ids.get(n) for n in names), tuple(pages), original, warnings, predictions is not None,
+        _threshold(content),
+    )  # fmt: skip
 
 
-def _by_kind(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
-    kinds: dict[str, Path] = {}
+def _by_kind(files: Sequence[Path]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """The predictions ("results") and the annotations ("database") among ``files``: path and content."""
+    kinds: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path in files:
         content = read_json(path)
         kind = next((k for k in ("results", "database") if isinstance(content, dict) and k in content), None)
@@ -168,20 +175,25 @@ def _by_kind(files: Sequence[Path]) -> tuple[Path | None, Path | None]:
             raise DataError(f'{path}: neither predictions (an object with "results") nor annotations ("database")')
         if kind in kinds:
             what = {"results": "predictions", "database": "annotations"}[kind]
-            raise DataError(f"{kinds[kind]} and {path} both hold {what}; expected at most one file of them")
-        kinds[kind] = path
-    return kinds.get("results"), kinds.get("database")
+            raise DataError(f"{kinds[kind][0]} and {path} both hold {what}; expected at most one file of them")
+        kinds[kind] = path, content
+    return kinds
 
 
-def _classes(predictions: Path | None, annotations: Path | None, more: Sequence[str]) -> tuple[str, ...]:
+def _classes(results: Any, annotations: Path | None, more: Sequence[str]) -> tuple[str, ...]:
     """Names in the annotations' order, then those that only the predictions have, then ``more``."""
     names = list(parse_annotations(annotations, overhang=math.inf)[0].classes) if annotations else []
-    if predictions:
-        results = read_json(predictions)["results"]
-        lists = results.values() if isinstance(results, dict) else ()
-        rows = (row for rows in lists if isinstance(rows, list) for row in rows)
-        names += sorted({str(row["label"]) for row in rows if isinstance(row, dict) and "label" in row} - set(names))
+    # Whatever is malformed here is reported when the predictions are read.
+    lists = results.values() if isinstance(results, dict) else ()
+    rows = (row for rows in lists if isinstance(rows, list) for row in rows)
+    names += sorted({str(row["label"]) for row in rows if isinstance(row, dict) and "label" in row} - set(names))
     return tuple(dict.fromkeys([*names, *more]))
+
+
+def _threshold(content: Mapping[str, Any]) -> float | None:
+    """The score from which on the model itself calls a detection confident, where the file says so."""
+    value = content.get("score_threshold")
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _truth(annotations: Path | None, classes: Sequence[str]) -> _Truth:

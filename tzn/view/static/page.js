@@ -570,7 +570,7 @@ async function start() {
   describeKeys();
   await load(recordings[0]);
   byId("score").max = Math.max(1, META.bestScore);
-  state.minScore = META.bestScore >= DEFAULT_SCORE ? DEFAULT_SCORE : 0;
+  state.minScore = META.threshold ?? (META.bestScore >= DEFAULT_SCORE ? DEFAULT_SCORE : 0);
   byId("score").value = state.minScore;
   byId("tiou").value = state.tiou;
   byId("by-error").checked = state.byError;
