@@ -81,8 +81,9 @@ class Page:
 
     def place(self, seconds: float, label: int, row: float = 0.5) -> tuple[float, float]:
         """Where a time of a class lies; ``row``: share of the lane's height."""
+        self.settle()  # the pointer hits what is drawn
         x, y = self.js(
-            "if (stale) refresh(); const t = tracks.find((t) => t.kind === 'lane' && t.c === arguments[1]);"
+            "const t = tracks.find((t) => t.kind === 'lane' && t.c === arguments[1]);"
             "return [xOf(arguments[0]), RULER + t.y - scroll.scrollTop + arguments[2] * t.h]",
             seconds, label, row,
         )  # fmt: skip

@@ -208,7 +208,9 @@ def test_filters_by_score_class_and_error(opened):
     assert opened.js(shown) == [0, 2]
     opened.js("byId('classes').children[0].firstChild.click()")
     assert opened.js(shown) == []
-    only = "const e = new MouseEvent('click', {shiftKey: true}); byId('classes').children[2].firstChild.dispatchEvent(e);"
+    only = (
+        "const e = new MouseEvent('click', {shiftKey: true}); byId('classes').children[2].firstChild.dispatchEvent(e);"
+    )
     assert opened.js(only + "return [...state.hiddenClasses]") == [0, 1]
     opened.click("all-classes")
     assert opened.js(shown) == [0, 2]
@@ -312,6 +314,34 @@ def test_wheel_zooms_about_the_pointer_and_the_overview_pans(opened):
     x, middle = opened.js("return [overviewX(50), overview.clientWidth / 2]")
     ActionChains(opened.driver).move_to_element_with_offset(strip, int(x - middle), 0).click().perform()
     assert opened.js("return state.from < 50 && state.to > 50 && state.from > 25")
+
+
+def test_two_fingers_zoom_and_draw_nothing(opened):
+    left, top = opened.js("const r = canvas.getBoundingClientRect(); return [r.left, r.top]")
+    y = top + opened.place(33.0, 0)[1]
+    xs = [left + opened.place(seconds, 0)[0] for seconds in (32.0, 34.0)]
+
+    def touch(kind: str, *places: float) -> None:
+        points = [{"x": x, "y": y, "id": i} for i, x in enumerate(places)]
+        opened.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    before = opened.truth()
+    touch("touchStart", xs[0])
+    touch("touchStart", *xs)
+    for spread in (20, 60, 120):
+        touch("touchMove", xs[0] - spread, xs[1] + spread)
+    touch("touchEnd")
+    opened.settle()
+    assert opened.js("return xOf(32)") == pytest.approx(xs[0] - 120 - left, abs=2)
+    assert opened.js("return xOf(34)") == pytest.approx(xs[1] + 120 - left, abs=2)
+    assert opened.truth() == before and opened.js("return pinch === null && drag === null && fingers.size === 0")
+
+
+def test_the_recording_chosen_last_is_the_one_shown(opened):
+    opened.driver.execute_async_script(
+        "Promise.all([show(recordings[1]), show(recordings[0])]).then(() => arguments[0]())"
+    )
+    assert opened.js("return [state.rec.id, byId('recording-name').textContent]") == ["a", "a"]
 
 
 def test_light_and_dark(opened):

@@ -16,10 +16,17 @@ function say(text) {
 
 // --- what is shown ---
 
+let asked = null; // the recording chosen last: an earlier one may still be unpacked when it is there
+
 async function show(rec) {
+  asked = rec;
   cancelDrag();
-  if (playing) play(false);
+  if (playing) {
+    video.pause();
+    run(false);
+  }
   await load(rec);
+  if (asked !== rec) return;
   Object.assign(state, { rec, selected: null, now: 0, drawing: null });
   scroll.scrollTop = 0;
   openMedia(rec);
@@ -380,7 +387,7 @@ const MOUSE = [
   ["Alt drag", "without snapping to playhead, ends and boundaries"],
   ["click", "go to this moment; on a bar: select it"],
   ["double click", "zoom to a segment"],
-  ["Shift drag", "pan"],
+  ["Shift drag", "pan; with two fingers: pan and zoom"],
 ];
 
 const actions = new Map();

@@ -3,6 +3,8 @@
 const SNAP = 5, EDGE = 6, CLICK = 3; // pixels
 const tip = byId("tip");
 let drag = null;
+const fingers = new Map(); // where each finger on the timeline is
+let pinch = null; // the times and the scrolling that two fingers hold
 
 /** The bar under the pointer: {item, part: "start", "end" or "body"}; one the pointer is inside of comes first. */
 function hitAt(x, y) {
@@ -40,8 +42,14 @@ function snapped(t, event, key) {
 canvas.addEventListener("pointerdown", (event) => {
   const [x, y] = [event.offsetX, event.offsetY];
   const track = trackAt(y), hit = hitAt(x, y);
-  if (event.button > 1 || drag) return;
-  drag = { x, y, view: [state.from, state.to], moved: false };
+  if (event.pointerType === "touch") fingers.set(event.pointerId, { x, y });
+  if (fingers.size === 2) {
+    cancelDrag();
+    const [a, b] = [...fingers.values()];
+    pinch = { a: tOf(a.x), b: tOf(b.x), y: a.y + b.y, top: scroll.scrollTop };
+  }
+  if (event.button > 1 || drag || pinch) return;
+  drag = { x, y, view: [state.from, state.to], top: scroll.scrollTop, moved: false };
   if (event.button === 1 || event.shiftKey) drag.mode = "pan";
   else if (y < RULER) drag.mode = "scrub";
   else if (x < GUTTER) {
@@ -67,6 +75,11 @@ canvas.addEventListener("mousedown", (event) => { if (event.button === 1) event.
 
 canvas.addEventListener("pointermove", (event) => {
   const [x, y] = [event.offsetX, event.offsetY];
+  if (fingers.has(event.pointerId)) fingers.set(event.pointerId, { x, y });
+  if (pinch) {
+    twoFingers();
+    return;
+  }
   if (!drag) {
     hover(x, y, event);
     return;
@@ -77,8 +90,26 @@ canvas.addEventListener("pointermove", (event) => {
   else if (drag.mode === "pan") {
     const shift = ((drag.x - x) / plotWidth()) * (drag.view[1] - drag.view[0]);
     look(drag.view[0] + shift, drag.view[1] + shift);
+    scroll.scrollTop = drag.top + drag.y - y;
   } else dragSegment(x, y, event);
 });
+
+/** The times that were under two fingers stay under them. */
+function twoFingers() {
+  const [a, b] = [...fingers.values()];
+  if (!b || Math.abs(b.x - a.x) < 2 * EDGE) return;
+  const perPixel = Math.abs((pinch.b - pinch.a) / (b.x - a.x));
+  const middle = (pinch.a + pinch.b) / 2 - ((a.x + b.x) / 2 - GUTTER - plotWidth() / 2) * perPixel;
+  look(middle - (plotWidth() / 2) * perPixel, middle + (plotWidth() / 2) * perPixel);
+  scroll.scrollTop = pinch.top + (pinch.y - a.y - b.y) / 2;
+}
+
+for (const kind of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(kind, (event) => {
+    fingers.delete(event.pointerId);
+    if (!fingers.size) pinch = null;
+  });
+}
 
 /** The segment as it would be; lanes stay where they are until it is let go, and so does everything computed. */
 function dragSegment(x, y, event) {
