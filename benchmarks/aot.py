@@ -45,8 +45,8 @@ Task = tuple[int, str, str, int]  # compute capability, group, dtype, channels p
 
 def attention(dtype: torch.dtype, width: int) -> None:
     """Dense rows with a mask and query subset, forward and backward."""
-    from tzn.kernels.local_attention import attention_backward, attention_forward
     from tzn.kernels.active_tokens import compact
+    from tzn.kernels.local_attention import attention_backward, attention_forward
 
     heads = WIDTH // width
     q, k, v, grad, dq, dk, dv = (torch.zeros(1, heads, STEPS, width, dtype=dtype) for _ in range(7))

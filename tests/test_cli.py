@@ -46,6 +46,7 @@ def test_every_command_explains_itself_with_an_example(capsys):
         ["convert"],
         ["data", "check"],
         ["plot"],
+        ["view"],
         ["info"],
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tzn import __version__
 from tzn.errors import TznError
-from tzn.formats import FORMATS, format_of
+from tzn.formats import FORMATS
 
 OVERRIDES = "settings that replace those of the configuration, e.g. training.epochs=10 inference.nms=hard"
 
@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_convert,
         _add_data,
         _add_plot,
+        _add_view,
         _add_info,
     ):
         add(commands)
@@ -216,9 +217,7 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
     p.add_argument("inputs", nargs="*", metavar="INPUT", help=".npy/.npz feature files or folders of them")
     p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (.npy, .csv): hapt")
     p.add_argument("--out", type=Path, required=True, help="predictions.json, .csv, or a folder for --format srt")
-    p.add_argument(
-        "--format", choices=tuple(FORMATS), help="default, and not another than: the suffix of --out"
-    )
+    p.add_argument("--format", choices=tuple(FORMATS), help="default, and not another than: the suffix of --out")
     p.add_argument(
         "--annotations", type=Path,
         help='frame rate ("fps") and "duration" of each recording, ActivityNet/ActionFormer JSON; segments are not read',
@@ -440,6 +439,47 @@ def _plot(o: argparse.Namespace) -> None:
         window=o.window, suffix=o.format, min_score=o.min_score, say=lambda line: print(line, file=sys.stderr),
     ):  # fmt: skip
         print(path)
+
+
+def _add_view(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "view", _view, "write one HTML page to look at recordings, correct detections, and annotate",
+        "tzn view predictions.json annotations.json --signal signals --traces traces --out page.html\n"
+        "tzn view --annotate clip.mp4 --classes open,close --out page.html",
+    )  # fmt: skip
+    p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="predictions, annotations, or both (.json[.gz])")
+    p.add_argument(
+        "--media", "--signal", "--annotate", dest="media", nargs="+", action="extend", default=[], type=Path,
+        metavar="FILE", help="videos, audio, or signals (.npy, .npz, .csv), or folders of them, named like the recordings",
+    )  # fmt: skip
+    p.add_argument("--traces", type=Path, help="folder from 'tzn predict --traces': distance and depth curves")
+    p.add_argument("--classes", default="", help="comma list of classes to draw, beyond those in the files")
+    p.add_argument("--recording", action="append", help="show this recording; repeat for several (default: all)")
+    p.add_argument("--rate", type=float, help="samples of the signals per second (default: over the whole duration)")
+    p.add_argument("--channels", help="comma list of signal channels to draw, from 0 (default: the first 12)")
+    p.add_argument("--embed", action="store_true", help="put videos into the page (default: it names their place)")
+    p.add_argument("--out", type=Path, required=True, help="the page, .html")
+
+
+def _view(o: argparse.Namespace) -> None:
+    from tzn.errors import DataError
+    from tzn.view import gather, write_page
+
+    try:
+        channels = [int(text) for text in o.channels.split(",")] if o.channels else None
+    except ValueError:
+        raise DataError(f"--channels {o.channels!r}: expected numbers such as 0,1,2") from None
+    if o.rate is not None and not 0 < o.rate < float("inf"):
+        raise DataError(f"--rate {o.rate:g}: expected samples per second, above 0")
+    classes = [name.strip() for name in o.classes.split(",") if name.strip()]
+    sources = gather(
+        o.files, media=o.media, traces=o.traces, recordings=o.recording, classes=classes, rate=o.rate,
+        channels=channels,
+    )  # fmt: skip
+    for line in sources.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    write_page(o.out, sources, embed=o.embed)
+    print(f"{len(sources.recordings)} recordings, {o.out.stat().st_size / 1e6:.1f} MB: open {o.out} in a browser")
 
 
 def _add_info(commands) -> None:  # type: ignore[no-untyped-def]

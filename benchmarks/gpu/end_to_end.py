@@ -23,7 +23,6 @@ from benchmarks.lib import parity
 from benchmarks.lib.contenders import CLASSES, INFERENCE, INPUT_DIM, LAYERS
 from benchmarks.peers.actionformer_slow import ActionFormerSlow
 from benchmarks.peers.post_processing_slow import candidates, suppressed
-from tzn import ops
 from tzn.inference.fixed import GraphedDetector, detect
 from tzn.models import ActionFormer, ActionFormerConfig, Localizer, TemporalZoomNet, TemporalZoomNetConfig
 from tzn.models.temporal_zoom_net import Trunk

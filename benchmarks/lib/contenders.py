@@ -14,7 +14,6 @@ from torch import Tensor
 
 from benchmarks.peers.actionformer_slow import ActionFormerSlow
 from benchmarks.peers.post_processing_slow import post_process
-from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.config_loading import load_config
 from tzn.data.grid import TimeGrid

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tzn.config import ExperimentConfig
-from tzn.config_loading import read_yaml, config_from_dict, load_config, override_config
+from tzn.config_loading import config_from_dict, load_config, override_config, read_yaml
 from tzn.errors import ConfigError
 
 # What ActionFormer takes for a key that a file leaves out. Keys of "model" and "test_cfg" that are not here are refused,
