@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from tzn import ops
-from tzn.ops.checks import fail
+from tzn.ops._checks import fail
 from tzn.ops.nms import SOFT_METHODS
-from tzn.reference.nms import EPS
-from tzn.reference.segment_iou import segment_iou
+from tzn.reference.nms import EPS, vote_segments
 
 # OpenTAD's numbers: 0 sets what overlaps to 0, 3 is Gaussian above a threshold that grows with the length of the pick.
 METHODS = {0: "zero", 1: "linear", 2: "gaussian", 3: "adaptive gaussian"}
@@ -67,8 +66,9 @@ def batched_nms(
     # Checks the arguments for every method; the kernels have all kinds but two.
     known = METHODS[method] if METHODS[method] in SOFT_METHODS else "gaussian"
     kept, new_scores, labels = ops.batched_nms(
-        segs, scores, index, iou_threshold, min_score, max_seg_num, use_soft_nms, multiclass, sigma, 0.0, method=known
-    )
+        segs, scores, index, iou_threshold, min_score, max_seg_num, use_soft_nms, multiclass, sigma, voting_thresh,
+        method=known, vote_weight="score",
+    )  # fmt: skip
     if use_soft_nms and METHODS[method] not in SOFT_METHODS:
         groups = (
             [(index == c).nonzero()[:, 0] for c in range(len(classes))] if multiclass else [torch.arange(len(index))]
@@ -79,8 +79,8 @@ def batched_nms(
         new_scores = torch.cat([score for _, _, score in found])
         order = new_scores.argsort(descending=True, stable=True)[: min(max_seg_num, len(new_scores))]
         kept, new_scores, labels = segs[chosen[order]], new_scores[order], index[chosen[order]]
-    if voting_thresh > 0 and not multiclass:
-        kept = vote_by_score(kept, segs, scores, voting_thresh)
+        if voting_thresh > 0 and not multiclass:
+            kept = vote_segments(kept, segs, scores, voting_thresh, weight="score")
     return kept, new_scores, classes[labels]
 
 
@@ -132,12 +132,6 @@ def nms(
     """
     most = max_num if max_num > 0 else segs.shape[0]
     return batched_nms(segs, scores, cls_idxs, iou_threshold, min_score, most, use_soft_nms=False, multiclass=False)
-
-
-def vote_by_score(kept: Tensor, segs: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Each kept segment ``[M, 2]`` as the mean of the candidates with IoU >= ``threshold``, weighted by score."""
-    weight = (segment_iou(kept, segs) >= threshold).to(scores.dtype) * scores
-    return (weight / weight.sum(1, keepdim=True)) @ segs
 
 
 def _picks(

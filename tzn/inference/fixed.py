@@ -35,8 +35,8 @@ class FixedDetections(NamedTuple):
         """One recording's detections in seconds, clipped to its ``duration``; waits for the device."""
         count = int(self.count[row])
         std = None if self.std is None else self.std[row, :count]
-        found = (x[row, :count] for x in (self.segments, self.scores, self.labels))
-        return in_seconds(*found, std, grid, duration)
+        segments, scores, labels = (x[row, :count] for x in (self.segments, self.scores, self.labels))
+        return in_seconds(segments, scores, labels, std, grid, duration)
 
 
 @torch.no_grad()

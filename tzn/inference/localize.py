@@ -125,7 +125,8 @@ def candidates(
     steps = features.shape[0]
     topk = limit_for(config.pre_nms_topk, steps)
     best = _BestOfLevels(topk, len(model.config.strides))
-    depths, fields, step_scores, mode = [], [], [], config.mode
+    depths, fields, step_scores = [], [], []
+    mode: str = config.mode
     chunks = _chunks(model, features, config, progress) if computed is None else [(computed, _Chunk(0, steps, 0))]
     for points, chunk in chunks:
         mode = mode_for(points, config)
@@ -148,7 +149,8 @@ def candidates(
         assert crossings is not None
         paired, labels, scores = ops.pair_segments(*crossings, torch.cat(step_scores), topk=topk)
         strong = scores > config.pre_nms_thresh
-        segments, std, scores, labels = paired.segments[strong], paired.std[strong], scores[strong], labels[strong]
+        segments, scores, labels = paired.segments[strong], scores[strong], labels[strong]
+        std: Tensor | None = paired.std[strong]
     else:
         chosen = best.merged()
         scores, labels = chosen.score, chosen.label
@@ -180,7 +182,8 @@ def _chunks(
             logits.append(model.depth_logits(*_one(features, first, last))[:, low - first : high - first])
             done(high, first_pass=True)
         whole = torch.cat(logits, dim=1)
-        budget, shift = None, budget_shift(whole, torch.ones_like(whole, dtype=torch.bool), budget)
+        shift = budget_shift(whole, torch.ones_like(whole, dtype=torch.bool), budget)
+        budget = None
     for low, high, first, last in spans:
         points = model.points(*_one(features, first, last), budget=budget, depth_shift=shift)
         yield points, _Chunk(low - first, high - first, first)

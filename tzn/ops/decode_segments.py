@@ -96,7 +96,8 @@ def _run(
     else:
         from tzn.kernels import decode_segments as kernels
 
-        segments, std = kernels.decode_segments(*batched, starts or None, ends or None, snap_sigmas)
+        tables = (tuple(x) or None for x in (starts, ends))
+        segments, std = kernels.decode_segments(*batched, *tables, snap_sigmas)  # type: ignore[call-arg,arg-type]
     return segments.view(offset.shape), std.view(offset.shape)
 
 

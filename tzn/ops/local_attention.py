@@ -257,7 +257,7 @@ def _run_forward(
     bias = None if bias is None else bias.to(accumulate_dtype(q.dtype)).contiguous()
     rows = [adjacent(q), adjacent(k), adjacent(v), _dense_like(q)]
     if backend == "triton":
-        return _triton_forward(*rows, window, mask, query_mask, bias, dilation, cu_seqlens)
+        return _triton_forward(rows[0], rows[1], rows[2], rows[3], window, mask, query_mask, bias, dilation, cu_seqlens)
     kernels = torch.ops.tzn_native
     if cu_seqlens is not None:
         q, k, v, out = rows
@@ -374,8 +374,9 @@ def _triton_forward(
     rows, query_mask, time = _triton_layout([q, k, v, out], query_mask, cu_seqlens, window)
 
     def of_class(rows: list[Tensor], masks: list[Tensor | None]) -> Tensor:
-        lists = _triton_lists(rows[0], *masks, window)
-        return attention_forward(*rows[:3], bias, lists, rows[0].shape[2], window, rows[3], time)
+        (q, k, v, out), (mask, query_mask) = rows, masks
+        lists = _triton_lists(q, mask, query_mask, window)
+        return attention_forward(q, k, v, bias, lists, q.shape[2], window, out, time)
 
     return out, _over_residues(dilation, of_class, rows, [mask, query_mask])
 
@@ -394,8 +395,8 @@ def _triton_backward(
     statistics = iter(saved)
 
     def of_class(rows: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:
-        grad, q, k, v, dq, dk, dv, out = rows
-        lists = _triton_lists(q, *masks, window)
+        (grad, q, k, v, dq, dk, dv, out), (mask, query_mask) = rows, masks
+        lists = _triton_lists(q, mask, query_mask, window)
         return attention_backward(
             grad, q, k, v, bias, out, next(statistics), lists, q.shape[2], window, dq, dk, dv, time
         )
@@ -422,7 +423,7 @@ def _fake_backward(grad, q, k, v, window, mask, query_mask, bias, dilation, cu_s
 
 _OP = define(
     f"local_attention({ARGUMENTS}) -> Tensor",
-    lambda q, *arguments: _run_forward(q, *arguments, _backend(q))[0],
+    lambda *arguments: _run_forward(*arguments, _backend(arguments[0]))[0],  # type: ignore[call-arg]
     lambda q, *_: _dense_like(q),
 )
 _FORWARD = define(

@@ -294,7 +294,6 @@ def _run(
     iou_threshold: float, sigma: float, min_score: float, max_seg_num: int, voting_thresh: float, vote_weight: str,
     per_class_voting: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    given = segments, scores, labels, counts
     rule = (
         method,
         multiclass,
@@ -315,10 +314,11 @@ def _run(
         ):
             return _on_cuda(segments, scores, labels, *rule)
         # Nothing on the device serves: the CPU's kernels are faster than one operator after the other.
-        found = _run(*(None if x is None else x.cpu() for x in given), *rule)
-        return (*(x.to(segments.device) for x in found[:3]), found[3])  # type: ignore[return-value]
+        home = segments.cpu(), scores.cpu(), None if labels is None else labels.cpu()
+        index, score, kept, num_kept = _run(*home, counts, *rule)  # type: ignore[arg-type]
+        return index.to(segments.device), score.to(segments.device), kept.to(segments.device), num_kept
     if not _serves(segments, scores):
-        return _definition(*given, *rule)
+        return _definition(segments, scores, labels, counts, *rule)
     kernels = torch.ops.tzn_native
     above = min_score if method in ("hard", "diou") else 0.0
     groups = labels.long() if multiclass and labels is not None else None

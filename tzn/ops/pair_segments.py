@@ -48,8 +48,8 @@ def _run(
     if choose_backend(class_scores.device) == "triton" and served:
         from tzn.kernels import pair_segments as kernels
 
-        tables = [tuple(x) for x in (starts, ends)]
-        *found, count = kernels.pair_segments(*tables, class_scores[None], max_ends=max_ends, topk=topk)
+        first, last = (starts[0], starts[1], starts[2]), (ends[0], ends[1], ends[2])
+        *found, count = kernels.pair_segments(first, last, class_scores[None], max_ends=max_ends, topk=topk)
         number = int(count[0])
         return tuple(x[0, :number] for x in found)
     return tuple(x.clone() for x in _definition(class_scores, starts, ends, max_ends, topk))
@@ -58,8 +58,8 @@ def _run(
 def _definition(
     class_scores: Tensor, starts: list[Tensor], ends: list[Tensor], max_ends: int, topk: int
 ) -> tuple[Tensor, ...]:
-    tables = (Crossings(place, std, torch.zeros_like(place), count) for place, std, count in (starts, ends))
-    segments, labels, scores = reference.pair_segments(*tables, class_scores, max_ends=max_ends, topk=topk)
+    first, last = (Crossings(place, std, torch.zeros_like(place), count) for place, std, count in (starts, ends))
+    segments, labels, scores = reference.pair_segments(first, last, class_scores, max_ends=max_ends, topk=topk)
     return *segments, labels, scores
 
 

@@ -7,6 +7,7 @@ the recording is written but the result. On CUDA all of it is Triton kernels (``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -201,15 +202,15 @@ def _native_forward(
     normed2 = normed2.to(dtype)
     up = _linear(normed2[:queries], w.up_weight, w.up_bias, few)
     hidden = torch.empty_like(up)
-    torch._C._nn.gelu(up[:queries], out=hidden[:queries])
+    torch.ops.aten.gelu.out(up[:queries], out=hidden[:queries])
     branch2 = _linear(hidden[:queries], w.down_weight, w.down_bias, few).to(x.dtype)
     out = kernels.gated_scatter(x, tokens.active, y[:queries], branch2[:queries], gates).view(shape)
     if not keep:
         return out, []
     lists = [F.pad(index, (0, x.shape[0] - index.numel()), value=-1) for index in (active, halo)]
     saved = _Saved(
-        *lists, torch.tensor([queries, keys]), normed1, stats1, query, key_value, attended, branch1, y, normed2, stats2,
-        up, hidden, branch2,
+        lists[0], lists[1], torch.tensor([queries, keys]), normed1, stats1, query, key_value, attended, branch1, y,
+        normed2, stats2, up, hidden, branch2,
     )  # fmt: skip
     return out, list(saved)
 
@@ -323,11 +324,15 @@ def _run_backward(
         from tzn.kernels import variable_depth_block as kernels
 
         dx, dgate, found = kernels.backward(grad, adjacent(x), gate, kernels.grouped(weights), kernels.Saved(*saved))
+        dweights: Sequence[Tensor | None] = found
     elif backend == "cpp" and x.numel():
-        dx, dgate, found = _native_backward(grad, x, gate, BlockWeights(*weights), _Saved(*saved))
+        dx, dgate, dweights = _native_backward(grad, x, gate, BlockWeights(*weights), _Saved(*saved))
     else:
-        dx, dgate, *found = gradients_of(_flat(_definition, mask), (x, gate, *weights), grad, again=False)
-    dense = [g.to(w.dtype).contiguous() for g, w in zip(found, weights, strict=True)]
+        first, dgate, *dweights = gradients_of(_flat(_definition, mask), (x, gate, *weights), grad, again=False)
+        assert first is not None
+        dx = first
+    dense = [w.new_zeros(w.shape) if g is None else g.to(w.dtype) for g, w in zip(dweights, weights, strict=True)]
+    dense = [g.contiguous() for g in dense]
     return dx.contiguous(), x.new_empty(0) if gate is None or dgate is None else dgate.contiguous(), dense
 
 
@@ -376,7 +381,7 @@ _OP = define(
 )
 _FORWARD = define(
     f"_variable_depth_block_forward({ARGUMENTS}, str backend) -> (Tensor, Tensor[])",
-    lambda *arguments: _run(*arguments, keep=True),
+    lambda x, gate, weights, mask, backend: _run(x, gate, weights, mask, backend, keep=True),
     lambda x, gate, weights, mask, backend: (_dense(x), _fake_saved(x, weights, backend)),
 )
 _BACKWARD = define(

@@ -41,10 +41,11 @@ def local_attention(
     ``[N]``: R recordings one after the other. Rows outside ``query_mask`` or ``mask``, and rows without a valid key, are zero.
     """
     if cu_seqlens is not None:
-        packed = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-        recording = torch.searchsorted(cu_seqlens[1:], torch.arange(q.shape[0], device=q.device), right=True)
-        masks = (None if m is None else m.unsqueeze(0) for m in (mask, query_mask))
-        return _dense(*packed, window, *masks, bias, dilation, shifted, recording).squeeze(0).transpose(0, 1)
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+        recording = torch.searchsorted(cu_seqlens[1:], torch.arange(q.shape[2], device=q.device), right=True)
+        query_mask = None if query_mask is None else query_mask.unsqueeze(0)
+        out = _dense(q, k, v, window, None, query_mask, bias, dilation, shifted, recording)
+        return out.squeeze(0).transpose(0, 1)
     recording = torch.zeros(q.shape[2], dtype=torch.long, device=q.device)
     return _dense(q, k, v, window, mask, query_mask, bias, dilation, shifted, recording)
 
@@ -103,12 +104,13 @@ def compact_local_attention(
         out = packed_local_attention(q[chosen], k, v, window, slot=chosen, position=position, bias=bias)
         return out if query_mask is None else torch.zeros_like(q).index_copy(0, chosen, out)
     if dilation > 1:
+        classes = [slice(first, None, dilation) for first in range(min(dilation, max(q.shape[2], 1)))]
         parts = [
             compact_local_attention(
-                *(x[:, :, first::dilation] for x in (q, k, v)), window,
-                *(m if m is None else m[:, first::dilation] for m in (mask, query_mask)), bias, 1, None,
+                q[:, :, of], k[:, :, of], v[:, :, of], window, None if mask is None else mask[:, of],
+                None if query_mask is None else query_mask[:, of], bias, 1, None,
             ).transpose(1, 2)
-            for first in range(min(dilation, max(q.shape[2], 1)))
+            for of in classes
         ]  # fmt: skip
         longest = max(part.shape[1] for part in parts)
         padded = [F.pad(part, (0, 0, 0, 0, 0, longest - part.shape[1])) for part in parts]
