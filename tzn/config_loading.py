@@ -20,7 +20,8 @@ ACTIONFORMER = ActionFormerConfig.section  # replaces "model" to choose the base
 SECTIONS: dict[str, type[Checked]] = {
     kind.section: kind
     for kind in (
-        TemporalZoomNetConfig, DataConfig, FrontEndConfig, TrainingConfig, InferenceConfig, EvaluationConfig, ActionFormerConfig,
+        TemporalZoomNetConfig, DataConfig, FrontEndConfig, TrainingConfig, InferenceConfig, EvaluationConfig,
+        ActionFormerConfig,
     )
 }  # fmt: skip
 # Of the section "data", what only training crops go through.
