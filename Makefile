@@ -5,15 +5,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
+.PHONY: demo test test-extractors evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
 
 # Triton's interpreter is chosen when Triton is imported, so its tests are a process of their own.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --ignore=tests/kernels --ignore=tests/evidence
+	$(BIN)/python -m pytest -q --ignore=tests/kernels --ignore=tests/evidence --ignore=tests/extractors
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels tests/ops
+
+# torchvision and timm, which must not lie in the environment itself (tests/extractors says why).
+EXTRACTORS := build/extractors
+test-extractors: $(STAMP)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps -c constraints.txt --target $(EXTRACTORS) torchvision timm
+	PYTHONPATH=$(EXTRACTORS) $(BIN)/python -m pytest -q tests/extractors
 
 # Every program of benchmarks/evidence on tiny settings, and the directions that theory or counting make certain.
 evidence-smoke: $(STAMP)

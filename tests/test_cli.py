@@ -39,6 +39,7 @@ def test_every_command_explains_itself_with_an_example(capsys):
     assert "tzn demo" in parser.format_help()
     for command in (
         ["demo"],
+        ["features"],
         ["train"],
         ["eval"],
         ["predict"],

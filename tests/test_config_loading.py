@@ -204,7 +204,7 @@ def test_dict_round_trip_is_plain_data(unusual, tmp_path):
 def test_yaml_round_trip(unusual, write):
     text = dump_config(unusual)
     assert load_config(write(text)) == unusual
-    assert list(yaml.safe_load(text)) == ["model", "data", "training", "inference", "evaluation"]
+    assert list(yaml.safe_load(text)) == ["model", "data", "front_end", "training", "inference", "evaluation"]
 
 
 def test_checkpoint_of_another_version_names_the_unknown_setting():

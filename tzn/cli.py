@@ -97,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         _add_demo,
+        _add_features,
         _add_train,
         _add_eval,
         _add_predict,
@@ -132,6 +133,60 @@ def _demo(o: argparse.Namespace) -> None:
     from tzn.demo import run_demo
 
     run_demo(o.out, o.overrides)
+
+
+def _add_features(commands) -> None:  # type: ignore[no-untyped-def]
+    p = _command(
+        commands, "features", _features, "make feature files from recordings: video, sound, signals",
+        "tzn features clip.mp4 --extractor efficientnet-lite0 --out mydata/features\n"
+        "tzn features phone/ --rate 50 --samples-per-step 5 --out mydata/features",
+    )  # fmt: skip
+    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="recordings, or folders of them")
+    p.add_argument("--out", type=Path, required=True, help="folder for RECORDING.npy and features.json")
+    p.add_argument(
+        "--extractor",
+        help="efficientnet-lite0 (default for video), torchvision:NAME, timm:NAME, log-mel (default for sound), samples",
+    )
+    p.add_argument(
+        "--rate", type=float,
+        help="pictures a second (5), log-mel steps a second (100), or samples a second that signals are resampled to",
+    )  # fmt: skip
+    p.add_argument(
+        "--fit", choices=("stretch", "crop"), default="stretch", help="whole picture squeezed, or its centre"
+    )
+    p.add_argument("--weights", help="state dict for torchvision:NAME or timm:NAME (default: the library's own)")
+    p.add_argument(
+        "--channels", default="", help="signals: names of the columns, between commas (default: all numbers)"
+    )
+    p.add_argument("--samples-per-step", type=int, default=1, help="signals: samples that make one feature step")
+    p.add_argument("--time", help="signals: name of the column with the times")
+    p.add_argument("--time-unit", choices=("s", "ms", "us", "ns"), help="signals: of that column")
+    p.add_argument("--sample-rate", type=float, help="signals: samples a second, for tables without times")
+    p.add_argument("--max-gap", type=float, default=1.0, help="signals: longest hole to bridge, in seconds")
+    p.add_argument("--no-cache", action="store_true", help="extract again what the cache holds")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    _add_device(p, "cpu")
+
+
+def _features(o: argparse.Namespace) -> None:
+    from tzn.config import FrontEndConfig
+    from tzn.errors import ConfigError
+    from tzn.readers.front_end import extract_files
+
+    try:
+        config = FrontEndConfig(
+            extractor=o.extractor, rate=o.rate, fit=o.fit, weights_file=o.weights, samples_per_step=o.samples_per_step,
+            channels=tuple(name.strip() for name in o.channels.split(",") if name.strip()), time=o.time,
+            time_unit=o.time_unit, sample_rate=o.sample_rate, max_gap=o.max_gap,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    entries = extract_files(
+        o.inputs, o.out, config, cache=not o.no_cache, device=o.device, progress=not o.quiet
+    ).recordings
+    if not o.quiet:
+        steps = sum(entry["steps"] for entry in entries.values())
+        print(f"{steps} steps in {len(entries)} recordings: {o.out}")
 
 
 def _add_train(commands) -> None:  # type: ignore[no-untyped-def]
@@ -340,12 +395,15 @@ def _add_convert(commands) -> None:  # type: ignore[no-untyped-def]
         "input", type=Path, help="ActionFormer .pkl or .pth.tar, OpenTAD/ActivityNet .json[.gz], annotations"
     )
     p.add_argument("output", type=Path, help="predictions .json, .csv, …; for detad: .json; for checkpoint: .ckpt")
-    p.add_argument("--to", choices=("predictions", "detad", "checkpoint"), default="predictions")
+    p.add_argument("--to", choices=("predictions", "detad", "checkpoint", "annotations"), default="predictions")
     p.add_argument(
         "--config", type=Path, help="for checkpoint: of the released model, tzn's or ActionFormer's own YAML"
     )
     p.add_argument("--lenient", action="store_true", help="leave malformed detections out, and say how many")
     p.add_argument("--annotations", type=Path, help="names the classes (and the label ids that a .pkl refers to)")
+    p.add_argument("--subset", default="training", help="for annotations: of recordings whose file names none")
+    p.add_argument("--fps", type=float, help="for annotations: frames a second of the recordings (CVAT)")
+    p.add_argument("--tier", action="append", default=[], help="for annotations: tier of ELAN or Praat (default: all)")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
 
 
@@ -354,6 +412,12 @@ def _convert(o: argparse.Namespace) -> None:
     from tzn.errors import DataError
     from tzn.evaluation.converters import convert_predictions, write_detad_ground_truth
 
+    if o.to == "annotations":
+        from tzn.data.label_formats import convert_labels
+
+        segments, recordings = convert_labels(o.input, o.output, subset=o.subset, fps=o.fps, tiers=o.tier)
+        print(f"{segments} segments in {recordings} recordings: {o.output}")
+        return
     if o.to == "detad":
         annotations = load_annotations(o.input, strict=False)
         write_detad_ground_truth(annotations, o.output)

@@ -80,6 +80,47 @@ class DataConfig(Checked):
 
 
 @dataclass(frozen=True)
+class FrontEndConfig(Checked):
+    """How recordings (video, sound, signals) become the feature steps that the network sees.
+
+    A run holds it, so that ``tzn predict`` does to a new recording what was done to those it learned from.
+
+    Attributes:
+        extractor: "efficientnet-lite0", "torchvision:NAME" or "timm:NAME" for video, "log-mel" for sound, "samples" for
+            signals (CSV, Parquet, EDF, WFDB); ``None``: features are made elsewhere.
+        rate: pictures taken a second (``None``: 5), log-mel steps a second (``None``: 100), or samples a second that
+            signals are resampled to (must be set).
+        fit: "stretch" squeezes the whole picture into the network's square, "crop" takes its centre.
+        size, mean, std: side in pixels and normalisation of what the network sees; ``None`` and empty: its own.
+        weights: digest of the network's weights; another network is refused.
+        weights_file: state dict for "torchvision:NAME" and "timm:NAME"; ``None``: the library's own.
+        channels: names of a signal's channels, in order; empty: all.
+        samples_per_step: consecutive samples of a signal that make one feature step.
+        time: name of the column with the times; ``None``: the one called time, timestamp, t, ….
+        time_unit: "s", "ms", "us" or "ns"; ``None``: as the column's name ends, else seconds.
+        sample_rate: samples a second of tables without times.
+        max_gap: holes in a signal up to this many seconds are bridged, longer ones refused.
+    """
+
+    section: ClassVar[str] = "front_end"
+
+    extractor: str | None = None
+    rate: Positive | None = None
+    fit: Literal["stretch", "crop"] = "stretch"
+    size: Count | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    weights: str | None = None
+    weights_file: str | None = None
+    channels: tuple[str, ...] = ()
+    samples_per_step: Count = 1
+    time: str | None = None
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    sample_rate: Positive | None = None
+    max_gap: AtLeastZero = 1.0
+
+
+@dataclass(frozen=True)
 class TrainingConfig(Checked):
     """Optimisation recipe.
 
@@ -233,6 +274,7 @@ class ExperimentConfig:
 
     model: TemporalZoomNetConfig | ActionFormerConfig
     data: DataConfig = field(default_factory=DataConfig)
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tzn.checked import Checked, hints, shown
-from tzn.config import DataConfig, EvaluationConfig, ExperimentConfig, InferenceConfig, TrainingConfig
+from tzn.config import DataConfig, EvaluationConfig, ExperimentConfig, FrontEndConfig, InferenceConfig, TrainingConfig
 from tzn.errors import ConfigError
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 
@@ -20,7 +20,8 @@ ACTIONFORMER = ActionFormerConfig.section  # replaces "model" to choose the base
 SECTIONS: dict[str, type[Checked]] = {
     kind.section: kind
     for kind in (
-        TemporalZoomNetConfig, DataConfig, TrainingConfig, InferenceConfig, EvaluationConfig, ActionFormerConfig,
+        TemporalZoomNetConfig, DataConfig, FrontEndConfig, TrainingConfig, InferenceConfig, EvaluationConfig,
+        ActionFormerConfig,
     )
 }  # fmt: skip
 # Of the section "data", what only training crops go through.

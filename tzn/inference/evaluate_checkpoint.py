@@ -21,6 +21,7 @@ from tzn.inference.localize import candidates, suppress
 from tzn.inference.traces import trace_arrays
 from tzn.models.checkpoint import LoadedCheckpoint
 from tzn.profiling import count_multiply_adds
+from tzn.readers.front_end import prepare_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def evaluate_checkpoint(
     Raises:
         DataError: unusable data or scores, an empty split, ``video_scores`` for a model that classifies itself.
     """
-    config = config or config_from_dict(checkpoint.config)
+    config = prepare_features(config or config_from_dict(checkpoint.config), data, device=device, progress=progress)
     inference = config.inference if budget is None else dataclasses.replace(config.inference, budget=budget)
     if video_scores is not None and not config.data.single_class:
         raise DataError(

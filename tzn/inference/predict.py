@@ -34,6 +34,7 @@ from tzn.inference.traces import save_trace, trace_arrays
 from tzn.models.checkpoint import LoadedCheckpoint
 from tzn.models.pretrained import RawSignal
 from tzn.ops import choose_backend
+from tzn.readers.front_end import as_features
 
 SHORT_STEPS = 512  # longer recordings fill the machine on their own
 BATCH_STEPS = 4096  # of recordings side by side, padding included
@@ -140,6 +141,8 @@ def predict_files(
             raise error
         failed[path] = str(error)
 
+    if signal is None:
+        inputs = as_features(inputs, config.front_end, fails, device=str(place), progress=progress)
     files = feature_files(inputs, SIGNAL_SUFFIXES if signal else (config.data.file_suffix,), fails)
     names = recording_ids(files, config.data.file_prefix)
     known = {} if annotations is None else load_annotations(annotations, strict=False).recordings

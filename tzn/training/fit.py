@@ -42,6 +42,7 @@ from tzn.files import atomic_write, remove_temporary
 from tzn.inference.localize import localize
 from tzn.models.checkpoint import checked_header, load_checkpoint
 from tzn.models.checkpoint_file import read_checkpoint, write_checkpoint
+from tzn.readers.front_end import prepare_features
 from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
 from tzn.training.resolve import best_f1_threshold, fingerprint, resolve_config
@@ -175,6 +176,7 @@ def _train(
     machine: tuple[str, int | None, int, bool], stop: StopOnSignal,
 ) -> Path:  # fmt: skip
     _check_out(out, last, resume)
+    config = prepare_features(config, data, progress=machine[3])
     train_set, validation_set = build_datasets(config, data)
     config = resolve_config(config, train_set)
     # Before seeding: building a teacher draws random numbers, and a student with one starts as the student without.
