@@ -209,11 +209,12 @@ class InferenceConfig(Checked):
         pre_nms_topk: best candidates kept per pyramid level; this and ``max_segments`` hold for every started 16,384 steps,
             so that hours of recording are not cut to what one video may have.
         duration_thresh: candidates need more than this length, in steps.
-        nms: "soft" (Gaussian), "linear", "hard" or "none".
+        nms: "soft" (Gaussian), "linear", "hard", "diou" (hard, by DIoU: neighbours with another centre are kept longer) or
+            "none".
         multiclass: suppress each class on its own.
         max_segments: most detections of every started 16,384 steps; ``None``: training puts a number that follows the
             density of its annotations, at least 200.
-        iou_threshold, min_score, sigma, voting_thresh: of the suppression, see
+        iou_threshold, min_score, sigma, voting_thresh, per_class_voting, vote_weight: of the suppression, see
             :func:`tzn.ops.batched_nms`.
         chunk: recordings longer than this many steps stream through in chunks with exact overlap.
     """
@@ -231,13 +232,15 @@ class InferenceConfig(Checked):
     pre_nms_thresh: float = 0.001
     pre_nms_topk: int = 2000
     duration_thresh: float = 0.05
-    nms: Literal["soft", "linear", "hard", "none"] = "soft"
+    nms: Literal["soft", "linear", "hard", "diou", "none"] = "soft"
     multiclass: bool = True
     iou_threshold: float = 0.1
     min_score: float = 0.001
     max_segments: Count | None = None
     sigma: float = 0.5
     voting_thresh: float = 0.7
+    per_class_voting: bool = False
+    vote_weight: Literal["score_iou", "score"] = "score_iou"
     chunk: Chunk = 16384
 
     @property

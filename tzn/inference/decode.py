@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.nn.pyramid import LAPLACE_STD, Points
-from tzn.ops import Crossings, Segments
+from tzn.ops import Crossings
 
 LIMIT_STEPS = 16384  # pre_nms_topk and max_segments hold for every started stretch of this length
 
@@ -28,13 +29,13 @@ def mode_for(points: Points, config: InferenceConfig) -> str:
 
 
 def find_crossings(
-    distance: Tensor, scale: Tensor, mask: Tensor, config: InferenceConfig, boundary_crossings: Callable[..., Crossings]
+    distance: Tensor, scale: Tensor, mask: Tensor, config: InferenceConfig
 ) -> tuple[Crossings, Crossings]:
-    """Start and end crossings of ``[B, 2, T]`` fields where ``mask`` ``[B, T]`` is True, found by this form of the op."""
+    """Start and end crossings of ``[B, 2, T]`` fields where ``mask`` ``[B, T]`` is True."""
     votes = 1 if config.estimator == "crossing" else 2 * config.vote_window + 1
     inflation = (1 + (votes - 1) * config.vote_correlation) ** 0.5
     starts, ends = (
-        boundary_crossings(
+        ops.boundary_crossings(
             distance[:, side], scale[:, side], estimator=config.estimator, vote_window=config.vote_window,
             min_slope=config.min_slope, mask=mask,
         )
@@ -45,12 +46,12 @@ def find_crossings(
 
 def decode(
     position: Tensor, offset: Tensor, offset_std: Tensor | None, crossings: tuple[Crossings, Crossings] | None,
-    config: InferenceConfig, decode_segments: Callable[..., Segments],
+    config: InferenceConfig,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Segments ``[..., N, 2]`` of points and offsets, refined by crossings, with standard errors, by this form of the op."""
+    """Segments ``[..., N, 2]`` of points and offsets, refined by crossings, with standard errors."""
     starts, ends = crossings or (None, None)
     std = torch.zeros_like(offset) if offset_std is None else offset_std
-    segments, std = decode_segments(position, offset, std, starts, ends, snap_sigmas=config.snap_sigmas)
+    segments, std = ops.decode_segments(position, offset, std, starts, ends, snap_sigmas=config.snap_sigmas)
     return segments, None if offset_std is None else std
 
 
@@ -73,3 +74,17 @@ def in_seconds(
     return Detections(
         np.clip(seconds, 0.0, duration), scores.double().cpu().numpy(), labels.long().cpu().numpy(), errors
     )
+
+
+def suppression_settings(config: InferenceConfig) -> dict[str, Any]:
+    """Keywords of :func:`tzn.ops.batched_nms` and of the ops like it."""
+    return {
+        "use_soft_nms": config.nms in ("soft", "linear"),
+        "method": "linear" if config.nms == "linear" else "gaussian",
+        "overlap": "diou" if config.nms == "diou" else "iou",
+        "multiclass": config.multiclass,
+        "sigma": config.sigma,
+        "voting_thresh": config.voting_thresh,
+        "per_class_voting": config.per_class_voting,
+        "vote_weight": config.vote_weight,
+    }

@@ -66,16 +66,16 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
     crossings = None
     if mode == "refine":
         assert points.fields is not None
-        crossings = find_crossings(*points.fields(), mask, config, ops.boundary_crossings)
+        crossings = find_crossings(*points.fields(), mask, config)
     position = points.grid.position[candidates.point]
-    segments, std = decode(position, offset, offset_std, crossings, config, ops.decode_segments)
+    segments, std = decode(position, offset, offset_std, crossings, config)
     score, long = rated(segments, std, candidates.score, config)
     score = torch.where(long & (candidates.label >= 0), score, -torch.inf)
     picks = ops.nms_padded(
         segments, score, candidates.label, classes, limit_for(config.segment_limit, steps),
         method={"soft": "gaussian"}.get(config.nms, config.nms), multiclass=config.multiclass,
         iou_threshold=config.iou_threshold, sigma=config.sigma, min_score=config.min_score,
-        voting_thresh=config.voting_thresh,
+        voting_thresh=config.voting_thresh, vote_weight=config.vote_weight, per_class_voting=config.per_class_voting,
     )  # fmt: skip
     std = None if std is None else std.gather(1, picks.index.unsqueeze(-1).expand(-1, -1, 2))
     return FixedDetections(picks.segments, std, picks.score, picks.label, picks.num_kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,16 @@ from tzn.data.dataset import Batch
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.errors import LimitWarning
-from tzn.inference.decode import LIMIT_STEPS, decode, find_crossings, in_seconds, limit_for, mode_for, rated
+from tzn.inference.decode import (
+    LIMIT_STEPS,
+    decode,
+    find_crossings,
+    in_seconds,
+    limit_for,
+    mode_for,
+    rated,
+    suppression_settings,
+)
 from tzn.models import Localizer
 from tzn.nn import budget_shift
 from tzn.nn.pyramid import PointGrid, Points
@@ -154,9 +163,7 @@ def candidates(
     else:
         chosen = best.merged()
         scores, labels = chosen.score, chosen.label
-        segments, std = decode(
-            chosen.position, chosen.offset, chosen.offset_std, crossings, config, ops.decode_segments
-        )
+        segments, std = decode(chosen.position, chosen.offset, chosen.offset_std, crossings, config)
     scores, long = rated(segments, std, scores, config)
     return Candidates(segments[long], None if std is None else std[long], scores[long], labels[long], trace)
 
@@ -280,37 +287,58 @@ def _wanted_steps(selection: _Selection, steps: int, config: InferenceConfig) ->
 
 def _crossings(distance: Tensor, scale: Tensor, config: InferenceConfig) -> tuple[ops.Crossings, ops.Crossings]:
     computed = ~distance[:1].isnan()  # both fields are computed at the same steps
-    return find_crossings(
-        distance.nan_to_num()[None], scale.nan_to_num(1.0)[None], computed, config, ops.boundary_crossings
-    )
+    return find_crossings(distance.nan_to_num()[None], scale.nan_to_num(1.0)[None], computed, config)
 
 
 def suppress(candidates: Candidates, grid: TimeGrid, duration: float, config: InferenceConfig) -> Detections:
-    """Non-maximum suppression in grid steps, then seconds clipped to the recording.
+    """:func:`suppress_many` of one recording."""
+    return suppress_many([candidates], [grid], [duration], config)[0]
+
+
+def suppress_many(
+    candidates: Sequence[Candidates], grids: Sequence[TimeGrid], durations: Sequence[float], config: InferenceConfig
+) -> list[Detections]:
+    """Non-maximum suppression of recordings in one call, in grid steps, then seconds clipped to each recording.
 
     Standard errors are those of the candidates that were picked, whatever voting makes of their ends.
     """
     # Where no kernel suppresses on the device, the CPU's does it faster than one operator after the other.
-    device = candidates.segments.device
+    device = candidates[0].segments.device
     home = device if ops.choose_backend(device) == "triton" else torch.device("cpu")
-    segments, scores, labels = (x.to(home) for x in (candidates.segments, candidates.scores, candidates.labels))
-    most = limit_for(config.segment_limit, candidates.trace.depth.shape[0])
+    segments, scores, labels = (
+        torch.cat([getattr(c, name) for c in candidates]).to(home) for name in ("segments", "scores", "labels")
+    )
+    counts = torch.tensor([c.scores.shape[0] for c in candidates])
+    limits = [limit_for(config.segment_limit, c.trace.depth.shape[0]) for c in candidates]
+    most = max(limits) + 1  # one more than wanted, to know whether the limit cut
     if config.nms == "none":
-        index = scores.argsort(descending=True, stable=True)[: most + 1]
+        begins = (counts.cumsum(0) - counts).tolist()
+        parts = [
+            begin + part.argsort(descending=True, stable=True)[:most]
+            for begin, part in zip(begins, scores.split(counts.tolist()), strict=True)
+        ]
+        index, num_kept = torch.cat(parts), [len(part) for part in parts]
         segments, scores, labels = segments[index], scores[index], labels[index]
-    else:  # one more than wanted, to know whether the limit cut
-        segments, scores, labels, index = ops.batched_nms(
-            segments, scores, labels, config.iou_threshold, config.min_score, most + 1,
-            use_soft_nms=config.nms != "hard", multiclass=config.multiclass, sigma=config.sigma,
-            voting_thresh=config.voting_thresh, method="linear" if config.nms == "linear" else "gaussian",
-            return_index=True,
+    else:
+        segments, scores, labels, kept, index = ops.batched_nms_many(
+            segments, scores, labels, counts, config.iou_threshold, config.min_score, most, return_index=True,
+            **suppression_settings(config),
         )  # fmt: skip
-    if scores.shape[0] > most and scores[most] >= WORTH_A_WARNING * scores[0]:
-        warnings.warn(
-            f"inference.max_segments = {config.segment_limit} (for every started {LIMIT_STEPS} steps) cut detections with "
-            f"scores up to {float(scores[most]):.3g}; to keep them, raise it",
-            LimitWarning,
-            stacklevel=2,
+        num_kept = kept.tolist()
+    stds = [c.std for c in candidates]
+    std = None if any(s is None for s in stds) else torch.cat([s for s in stds if s is not None])[index.to(device)]
+    detections, begin = [], 0
+    for limit, number, grid, duration in zip(limits, num_kept, grids, durations, strict=True):
+        of = slice(begin, begin + min(number, limit))
+        if number > limit and scores[begin + limit] >= WORTH_A_WARNING * scores[begin]:
+            warnings.warn(
+                f"inference.max_segments = {config.segment_limit} (for every started {LIMIT_STEPS} steps) cut detections "
+                f"with scores up to {float(scores[begin + limit]):.3g}; to keep them, raise it",
+                LimitWarning,
+                stacklevel=3,
+            )
+        detections.append(
+            in_seconds(segments[of], scores[of], labels[of], None if std is None else std[of], grid, duration)
         )
-    std = None if candidates.std is None else candidates.std[index[:most].to(device)]
-    return in_seconds(segments[:most], scores[:most], labels[:most], std, grid, duration)
+        begin += number
+    return detections

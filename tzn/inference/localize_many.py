@@ -13,7 +13,7 @@ from torch import Tensor
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
-from tzn.inference.localize import Trace, localize
+from tzn.inference.localize import Trace, candidates, suppress_many
 from tzn.models import ActionFormer, Localizer
 from tzn.nn.pyramid import PointGrid, Points
 
@@ -36,8 +36,9 @@ def localize_many(
         As of ``localize``, in the order of ``features``; padding has no influence but on rounding.
     """
     shared = _side_by_side(model, features, config) if len(features) > 1 else [None]
-    every = zip(features, grids, durations, shared, strict=True)
-    return [localize(model, x, grid, duration, config, computed=own) for x, grid, duration, own in every]
+    found = [candidates(model, x, config, computed=own) for x, own in zip(features, shared, strict=True)]
+    kept = suppress_many(found, grids, durations, config) if found else []
+    return [(detections, one.trace) for detections, one in zip(kept, found, strict=True)]
 
 
 @torch.no_grad()
