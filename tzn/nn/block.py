@@ -17,10 +17,33 @@ class VariableDepthBlock(nn.Module):
         window: odd attention window w in steps.
         mlp_ratio: hidden channels of the MLP over D.
         drop_path: probability that a recording skips the block in training; skipped tokens cost nothing.
+
+    Rows outside the mask come out as they went in. In code whose next layer mixes steps without looking at the mask (a
+    convolution, pooling), multiply by it first:
+
+    >>> block = VariableDepthBlock(width=8, num_heads=2, window=5)
+    >>> x, mask = torch.randn(1, 12, 8), torch.arange(12)[None] < 9
+    >>> y = block(x, mask) * mask.unsqueeze(-1)  # [B, T, D]; for [B, C, T] code transpose(1, 2) before and after
+    >>> y.shape
+    torch.Size([1, 12, 8])
+
+    An optimizer that sorts parameters by the type of their module (no decay on norms) finds ``position_bias`` in the block
+    itself: treat it like a bias.
+
+    Raises:
+        ValueError: a width that ``num_heads`` does not divide, an even window, ``drop_path`` outside [0, 1).
     """
 
     def __init__(self, width: int, num_heads: int, window: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
         super().__init__()
+        if width < 1 or num_heads < 1 or width % num_heads:
+            raise ValueError(f"num_heads: got {num_heads}, expected a divisor of width = {width}")
+        if window < 1 or window % 2 == 0:
+            raise ValueError(f"window: got {window}, expected an odd positive integer")
+        if int(width * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio: got {mlp_ratio}, expected at least one hidden channel, with width = {width}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path: got {drop_path}, expected a probability in [0, 1)")
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)

@@ -22,10 +22,21 @@ class BoundaryDistanceHead(nn.Module):
         num_fields: 2 (starts and ends) or 1 (region).
         width, layers: hidden channels and layers of the convolution tower.
         radius: R; distances saturate softly at +-R steps.
+
+    Raises:
+        ValueError: no channels, another number of fields, a radius that is not positive; ``x`` that is not ``[B, T, C]``.
     """
 
     def __init__(self, in_channels: int, num_fields: int = 2, width: int = 256, layers: int = 2, radius: float = 8.0):
         super().__init__()
+        for name, value in (("in_channels", in_channels), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, expected a positive number of channels")
+        if num_fields not in (1, 2):
+            raise ValueError(f"num_fields: got {num_fields}, expected 2 (starts and ends) or 1 (region)")
+        if not radius > 0:
+            raise ValueError(f"radius: got {radius}, expected > 0 steps")
+        self.in_channels = in_channels
         self.num_fields, self.radius = num_fields, radius
         self.tower = ConvTower(in_channels, width, 2 * num_fields, layers)
         nn.init.normal_(self.tower.output.weight, std=0.01)
@@ -35,6 +46,10 @@ class BoundaryDistanceHead(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, T, C]`` zero outside ``mask`` ``[B, T]`` to distance and scale, each ``[B, F, T]`` float32, in steps."""
+        if x.dim() != 3 or x.shape[2] != self.in_channels:
+            swapped = x.dim() == 3 and x.shape[1] == self.in_channels
+            hint = ": [B, C, T]? transpose(1, 2) gives [B, T, C]" if swapped else ""
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, T, C] with C = {self.in_channels}{hint}")
         distance, scale = self._fields(self.tower(x, mask))
         return distance.transpose(1, 2), scale.transpose(1, 2)
 
