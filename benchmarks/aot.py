@@ -52,9 +52,10 @@ def attention(dtype: torch.dtype, width: int) -> None:
     q, k, v, grad, dq, dk, dv = (torch.zeros(1, heads, STEPS, width, dtype=dtype) for _ in range(7))
     bias, gate = torch.zeros(heads, WINDOW), torch.ones(1, STEPS)
     lists = compact(gate, gate > 0, 1, STEPS, WINDOW, gate.device)
-    for chosen in (lists, None):
-        lse = attention_forward(q, k, v, bias, chosen, STEPS, WINDOW, grad)
-        attention_backward(grad, q, k, v, bias, grad, lse, chosen, STEPS, WINDOW, dq, dk, dv)
+    times = torch.zeros(STEPS, dtype=torch.int32)  # packed recordings
+    for chosen, moments in ((lists, None), (None, None), (None, times)):
+        stats = attention_forward(q, k, v, bias, chosen, STEPS, WINDOW, grad, moments)
+        attention_backward(grad, q, k, v, bias, grad, stats, chosen, STEPS, WINDOW, dq, dk, dv, moments)
 
 
 def block(dtype: torch.dtype, width: int) -> None:
@@ -71,8 +72,8 @@ def block(dtype: torch.dtype, width: int) -> None:
 
 
 def decoding(dtype: torch.dtype, width: int) -> None:
-    """Crossings, candidates, segments, pairs, suppression and voting, always in float32."""
-    from tzn.kernels import boundary_crossings, decode_segments, nms, pair_segments, segment_voting, select_candidates
+    """Crossings, candidates, segments and pairs, always in float32; suppression is nvcc's (``make cuda``)."""
+    from tzn.kernels import boundary_crossings, decode_segments, pair_segments, select_candidates
 
     fields = torch.zeros(2, STEPS)
     for estimator in boundary_crossings.ESTIMATORS:
@@ -86,14 +87,6 @@ def decoding(dtype: torch.dtype, width: int) -> None:
     offset = torch.zeros(2, 4096, 2)
     decode_segments.decode_segments(offset[..., 0], offset, offset, ends, ends, 3.0)
     pair_segments.pair_scores((ends[0], ends[2]), (ends[0], ends[2]), scores[:, :STEPS], 16)
-    labels = torch.zeros(2, 12288, dtype=torch.int32)
-    segments = torch.zeros(2, 12288, 2)
-    rule = {"iou_threshold": 0.1, "sigma": 0.5, "min_score": 0.001}
-    for number in (2048, 4096, 12288):
-        part = segments[:, :number], segments[:, :number, 0], labels[:, :number], None, 20, 200
-        for method in nms.METHODS if number != 4096 else ("gaussian",):
-            nms.suppress(*part, method=method, **rule)
-    segment_voting.vote(offset[:, :200], None, segments, segments[..., 0], None, None, 0.75)
 
 
 GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {"attention": attention, "block": block, "decoding": decoding}

@@ -15,7 +15,6 @@ from benchmarks.lib.contenders import clustered_depth
 from benchmarks.lib.goals import Goal, Measurement
 from benchmarks.lib.timing import medians
 from tzn import ops, reference
-from tzn.ops import native_attention
 
 HEADS, WIDTH, WINDOW, CHUNK = 4, 128, 19, 32
 RADIUS = WINDOW // 2
@@ -29,7 +28,13 @@ def packed(q: Tensor, k: Tensor, v: Tensor, active: Tensor) -> Run:
     queries, halo = reference.active_tokens(active.float(), WINDOW)
     rows = [x[0].transpose(0, 1)[index].contiguous() for x, index in ((q, queries), (k, halo), (v, halo))]
     slot, bias = torch.searchsorted(halo, queries), torch.zeros(HEADS, WINDOW)
-    return lambda: native_attention.packed_local_attention(*rows, WINDOW, slot, halo, bias)
+    out = torch.empty_like(rows[0])
+
+    def run() -> Tensor:
+        torch.ops.tzn_native.packed_local_attention(*rows, WINDOW, slot, halo, bias, out)
+        return out
+
+    return run
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, active: Tensor) -> Run:

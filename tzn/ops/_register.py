@@ -41,7 +41,12 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> An
     LIBRARY.define(schema)
     LIBRARY.impl(name, _without_autocast(run), "CompositeExplicitAutograd")
     torch.library.register_fake(f"tzn::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.tzn, name).default
+    op = getattr(torch.ops.tzn, name).default
+    _RUN[op] = run
+    return op
+
+
+_RUN: dict[Any, Callable[..., Any]] = {}  # implementations by op
 
 
 def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,12 +68,16 @@ def differentiate(op: Any, definition: Callable[..., Any], apply: Callable[..., 
         apply: of an ``autograd.Function`` with kernels for the first derivative; None: the definition has them.
     """
 
+    run = _RUN[op]
+
     def autograd(*arguments: Any) -> Any:
         # Both are switched on for a few calls; whoever uses them wants right numbers first.
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             return definition(*arguments)
         if torch.is_grad_enabled() and any(x.requires_grad for x in _tensors(arguments)):
             return (apply or definition)(*arguments)
+        if is_plain(arguments[0]) and not torch._C._len_torch_dispatch_stack():
+            return run(*arguments)  # where nobody else is to see the op, another round of dispatch only takes time
         with torch._C._AutoDispatchBelowAutograd():
             return op(*arguments)
 

@@ -31,7 +31,7 @@ def active_tokens(gate: Tensor, window: int, mask: Tensor | None = None) -> Acti
     check_shape("gate", gate, "[B, T]", None, None)
     check_window(window)
     check_mask("mask", mask, gate.shape[0], gate.shape[1], gate.device)
-    return ActiveTokens(*torch.ops.tzn.active_tokens(gate, window, mask))
+    return ActiveTokens(*_OP(gate, window, mask))
 
 
 def _run(gate: Tensor, window: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:

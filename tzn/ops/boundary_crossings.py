@@ -58,7 +58,7 @@ def boundary_crossings(
             fail("distance", "NaN at a valid step", "finite distances")
         if not bool((scale[valid] > 0).all()):
             fail("scale", "a value <= 0 or NaN at a valid step", "scales > 0")
-    return Crossings(*torch.ops.tzn.boundary_crossings(distance, scale, estimator, vote_window, min_slope, mask))
+    return Crossings(*_OP(distance, scale, estimator, vote_window, min_slope, mask))
 
 
 def _run(

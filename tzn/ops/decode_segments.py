@@ -57,7 +57,7 @@ def decode_segments(
         if crossings is not None:
             check_crossings(name, crossings, recordings, position.device)
             table += [crossings.position, crossings.std, crossings.count]
-    return Segments(*torch.ops.tzn.decode_segments(position, offset, offset_std, *tables, snap_sigmas))
+    return Segments(*_OP(position, offset, offset_std, *tables, snap_sigmas))
 
 
 def check_crossings(name: str, crossings: Crossings, recordings: int, device: torch.device) -> None:

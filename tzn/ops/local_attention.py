@@ -78,7 +78,7 @@ def local_attention(
         return _shifted(q, k, v, window, mask, query_mask, bias, dilation, cu_seqlens)
     if cu_seqlens is not None and dilation > 1:
         return _packed_by_residue(q, k, v, window, query_mask, bias, dilation, cu_seqlens)
-    return torch.ops.tzn.local_attention(q, k, v, window, mask, query_mask, bias, dilation, cu_seqlens)  # type: ignore[no-any-return]
+    return _OP(q, k, v, window, mask, query_mask, bias, dilation, cu_seqlens)  # type: ignore[no-any-return]
 
 
 def _check(
@@ -204,7 +204,7 @@ def _packed_by_residue(
     _, lengths = _sequences(q, dilation, cu_seqlens)
     bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     chosen = None if query_mask is None else query_mask[order]
-    out = torch.ops.tzn.local_attention(q[order], k[order], v[order], window, None, chosen, bias, 1, bounds)
+    out = _OP(q[order], k[order], v[order], window, None, chosen, bias, 1, bounds)
     return out[order.argsort()]
 
 

@@ -52,7 +52,7 @@ def soft_nms(
     _check(segments, scores, iou_threshold, min_score, sigma)
     if method not in SOFT_METHODS:
         fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
-    index, score, _, _ = torch.ops.tzn.nms(
+    index, score, _, _ = _OP(
         segments, scores, None, None, method, False, iou_threshold, sigma, min_score, max(max_seg_num, 0), 0.0,
         "score_iou", False,
     )  # fmt: skip
@@ -85,7 +85,7 @@ def nms(
     """
     _check(segments, scores, iou_threshold, min_score, 1.0)
     _check_overlap(overlap)
-    found = torch.ops.tzn.nms(
+    found = _OP(
         segments, scores, None, None, "diou" if overlap == "diou" else "hard", False, iou_threshold, 1.0, min_score,
         max(max_seg_num, 0), 0.0, "score_iou", False,
     )  # fmt: skip
@@ -135,7 +135,7 @@ def batched_nms(
     rule = _checked_rule(
         segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap, vote_weight
     )
-    index, score, kept, _ = torch.ops.tzn.nms(
+    index, score, kept, _ = _OP(
         segments, scores, labels, None, rule, multiclass, iou_threshold, sigma, min_score, max(max_seg_num, 0),
         voting_thresh, vote_weight, per_class_voting,
     )  # fmt: skip
@@ -189,7 +189,7 @@ def batched_nms_many(
     if checks_values(counts) and (bool((counts < 0).any()) or int(counts.sum()) != scores.shape[0]):
         given = f"{counts.tolist()[:10]} with a sum of {int(counts.sum())}"
         fail("counts", given, f"none negative, sum {scores.shape[0]}")
-    index, score, kept, num_kept = torch.ops.tzn.nms(
+    index, score, kept, num_kept = _OP(
         segments, scores, labels, counts, rule, multiclass, iou_threshold, sigma, min_score, max_seg_num, voting_thresh,
         vote_weight, per_class_voting,
     )  # fmt: skip
@@ -231,7 +231,7 @@ def nms_padded(
         check_count(name, count, 1)
     if method not in (*METHODS, "none"):
         fail("method", repr(method), f"one of {', '.join(METHODS)}, none")
-    index, score, kept, num_kept = torch.ops.tzn.nms_padded(
+    index, score, kept, num_kept = _PADDED(
         segments, scores, labels, classes, capacity, method, multiclass, iou_threshold, sigma, min_score, voting_thresh,
         vote_weight, per_class_voting,
     )  # fmt: skip

@@ -36,7 +36,7 @@ def pair_segments(
     for name, crossings in (("starts", starts), ("ends", ends)):
         check_crossings(name, crossings, 1, class_scores.device)
     tables = ([c.position, c.std, c.count] for c in (starts, ends))
-    segments, std, labels, scores = torch.ops.tzn.pair_segments(class_scores, *tables, max_ends, topk)
+    segments, std, labels, scores = _OP(class_scores, *tables, max_ends, topk)
     return Segments(segments, std), labels, scores
 
 

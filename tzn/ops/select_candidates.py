@@ -36,7 +36,7 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
         fail("scores", "NaN", "probabilities")
     if level.dtype != torch.int64:
         fail("level", str(level.dtype), "torch.int64")
-    return Candidates(*torch.ops.tzn.select_candidates(scores, level, min_score, topk))
+    return Candidates(*_OP(scores, level, min_score, topk))
 
 
 class PaddedCandidates(NamedTuple):
@@ -68,7 +68,7 @@ def select_candidates_padded(
     check_device("level", level, scores.device)
     check_count("topk", topk, 1)
     check_count("levels", levels, 1)
-    return PaddedCandidates(*torch.ops.tzn.select_candidates_padded(scores, level, levels, min_score, topk))
+    return PaddedCandidates(*_PADDED(scores, level, levels, min_score, topk))
 
 
 def _run(scores: Tensor, level: Tensor, min_score: float, topk: int) -> tuple[Tensor, ...]:

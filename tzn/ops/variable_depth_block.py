@@ -67,7 +67,7 @@ def variable_depth_block(
         check_device("gate", gate, x.device)
         if checks_values(gate) and gate.numel() and not bool((gate >= 0).all()):
             fail("gate", "a negative or NaN value", "gates >= 0")
-    return torch.ops.tzn.variable_depth_block(x, gate, _cast(weights, x), mask)  # type: ignore[no-any-return]
+    return _OP(x, gate, _cast(weights, x), mask)  # type: ignore[no-any-return]
 
 
 def _check_weights(weights: BlockWeights, x: Tensor) -> None:
