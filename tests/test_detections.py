@@ -417,7 +417,7 @@ def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     assert path.stat().st_size < 20_000
     assert read_predictions(path, CLASSES) == ({}, 0)
     monkeypatch.setattr(annotations, "MAX_BYTES", 1_000_000)
-    with pytest.raises(DataError, match=r"p\.json\.gz: unpacks to more than 1,000,000 bytes"):
+    with pytest.raises(DataError, match=r"p\.json\.gz: more than 0 MiB of JSON, unpacked"):
         read_predictions(path, CLASSES)
 
 

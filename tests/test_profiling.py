@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -110,7 +108,7 @@ def test_fvcore_agrees_on_actionformer(thumos):
     assert theirs == pytest.approx(sum(ours.parts.values()), rel=1e-3)
 
 
-def test_fvcore_and_pytorchs_counter_agree_on_temporal_zoom_net_at_full_depth():
+def test_fvcore_agrees_on_temporal_zoom_net_at_full_depth():
     model = small_net(torch.ones(1, 64))
     features, mask = torch.randn(1, 64, 24), torch.ones(1, 64, dtype=torch.bool)
     ours = count_flops(model, (features, mask))
@@ -134,15 +132,6 @@ def test_fvcore_and_pytorchs_counter_agree_on_temporal_zoom_net_at_full_depth():
         )
     assert blocks == 1 + 3 + 3  # shallow, refinement, pyramid
     assert theirs == pytest.approx(sum(ours.parts.values()), rel=1e-3)
-    # PyTorch's own counter sees the reference's tiles, which hold more products than the windows do, and nothing less.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TZN_BACKEND", "reference")
-        model(features, mask)
-    tiles = counter.get_total_flops() / 2
-    windows = sum(ours.parts.values())
-    attention = sum(2 * steps * 7 * 32 for steps in itertools.chain([64] * 4, (32, 16, 8)))
-    spans = sum(2 * -(-steps // 32) * 32 * (32 + 6) * 32 for steps in itertools.chain([64] * 4, (32, 16, 8)))
-    assert tiles - spans == pytest.approx(windows - attention, rel=1e-3)
 
 
 @pytest.mark.parametrize("active", [0.0, 0.3, 1.0])

@@ -253,7 +253,7 @@ def test_one_bad_file_at_the_end_loses_nothing(folder, half, tmp_path, capsys):
     assert "r4.npy" in line and "step 3, channel 1" in line and "4 recordings are kept" in line and "--resume" in line
     assert not out.exists()
     assert "unfinished prediction" in _fails(capsys, *given)
-    assert "inference.max_segments: 200 -> 7" in _fails(capsys, *given, "--resume", "inference.max_segments=7")
+    assert "inference.max_segments: None -> 7" in _fails(capsys, *given, "--resume", "inference.max_segments=7")
     assert "fps: None -> 12.5" in _fails(capsys, *given, "--resume", "--fps", "12.5")
     assert "not among the inputs" in _fails(capsys, folder / "fixed.ckpt", half / "r0.npy", "--out", out, "--resume")
     np.save(half / "r4.npy", np.load(folder / "features/r4.npy"))

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import assert_as_good_as_eager
+from tzn.kernels.segment_voting import vote
+from tzn.ops.picks import best_picks
 
 from tzn import reference
 from tzn.kernels import nms as kernels
-from tzn.kernels.segment_voting import vote
-from tzn.ops.picks import best_picks
 from tzn.reference.nms import vote_segments
 
 
