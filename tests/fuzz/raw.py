@@ -127,7 +127,9 @@ def _suppress_recordings(a: Arguments) -> Check:
         assert len(num_kept) == len(sizes) and int(num_kept.sum()) == len(index) == len(score)
         assert len(index.unique()) == len(index)
         parts = zip(index.split(num_kept.tolist()), score.split(num_kept.tolist()), strict=True)
-        for size, end, (own, picked) in zip(sizes, torch.tensor([0, *sizes]).cumsum(0)[1:].tolist(), parts, strict=True):
+        for size, end, (own, picked) in zip(
+            sizes, torch.tensor([0, *sizes]).cumsum(0)[1:].tolist(), parts, strict=True
+        ):
             assert ((own >= end - size) & (own < end)).all()
             if _comparable(a):
                 assert (picked[1:] <= picked[:-1]).all()
@@ -197,7 +199,9 @@ def _vote_arguments(rng: Random) -> Arguments:
     segments, scores, labels = candidates(rng, dtype)
     kept_counts, counts = (_counts(rng, len(x)) for x in (kept, segments))
     number = min(len(kept_counts), len(counts))
-    kept_counts, counts = (torch.cat([x[: number - 1], x[number - 1 :].sum(0, keepdim=True)]) for x in (kept_counts, counts))
+    kept_counts, counts = (
+        torch.cat([x[: number - 1], x[number - 1 :].sum(0, keepdim=True)]) for x in (kept_counts, counts)
+    )
     return {
         "kept": kept, "kept_counts": kept_counts if many else torch.tensor([len(kept)]), "segments": segments,
         "scores": scores, "counts": counts if many else None, "threshold": rng.choice((0.0, 0.3, 0.75)),
