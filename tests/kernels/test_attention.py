@@ -24,11 +24,11 @@ def _kernels(q, k, v, bias, window, mask, query, grad=None):
     everything = mask is None and query is None
     lists = None if everything else lists
     out = torch.zeros_like(q)
-    lse = attention_forward(q, k, v, bias, lists, steps, window, out)
+    stats = attention_forward(q, k, v, bias, lists, steps, window, out)
     if grad is None:
         return out
     dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-    dbias = attention_backward(grad, q, k, v, bias, out, lse, lists, steps, window, dq, dk, dv)
+    dbias = attention_backward(grad, q, k, v, bias, out, stats, lists, steps, window, dq, dk, dv)
     return [out, dq, dk, dv] + ([] if bias is None else [dbias])
 
 
