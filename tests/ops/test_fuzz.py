@@ -20,6 +20,7 @@ import torch
 import tzn
 from tzn import ops
 
+pytestmark = pytest.mark.not_interpreted("thousands of calls")
 FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
 CASES, SEED = os.environ.get("TZN_FUZZ_CASES", "40"), os.environ.get("TZN_FUZZ_SEED", "0")
 SECONDS = os.environ.get("TZN_FUZZ_SECONDS", "300")
