@@ -21,13 +21,14 @@ LAYERS = (
     {"visualization"},
     {"evaluation"},
     {"detections", "formats"},
+    {"readers"},
     {"data", "profiling"},
     {"config", "config_loading", "models"},  # a configuration holds the model's, a checkpoint a configuration
     {"nn"},
     {"ops"},
     {"kernels"},
     {"reference"},
-    {"checked", "plain_pickle"},
+    {"checked", "optional", "plain_pickle"},
     {"errors", "files"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
