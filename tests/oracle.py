@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -22,6 +23,10 @@ SHAPES = [
     ("empty-recording", 1, 0, 7, 0.5, None),
 ]
 IDS = [shape[0] for shape in SHAPES]
+BFLOAT16 = pytest.param(
+    torch.bfloat16, marks=pytest.mark.not_interpreted("the interpreter's bfloat16 products are wrong")
+)
+DTYPES = [torch.float32, BFLOAT16, torch.float16]
 
 
 def random_masks(batch: int, steps: int, active: float | str, lengths: tuple[int, ...] | None, seed: int = 0):

@@ -8,10 +8,10 @@ import torch
 from cuda_emulation import emulate
 from hypothesis import given, settings
 
-from tzn import reference
+from tzn import ops, reference
+from tzn.ops import _backend
 from tzn.ops._backend import missing_cuda, missing_native
-
-METHODS = {"gaussian": 0, "linear": 1, "zero": 2, "remove": 3}
+from tzn.reference.nms import METHODS
 
 
 def _candidates(recordings: int, number: int, groups: int = 1, seed: int = 0):
@@ -30,18 +30,15 @@ def _wanted(segments, scores, members, capacity, method, iou_threshold, sigma, m
         members = members[scores[members] > above]
     if capacity == 0 or len(members) == 0:
         return members[:0], scores[:0]
-    if method == "remove":
-        index = reference.nms(segments[members], scores[members], iou_threshold, max_seg_num=capacity)
-        return members[index], scores[members][index]
-    index, score = reference.soft_nms(
-        segments[members], scores[members], iou_threshold=iou_threshold, sigma=sigma, min_score=min_score,
-        method="hard" if method == "zero" else method, max_seg_num=capacity,
+    index, score = reference.suppress(
+        segments[members], scores[members], method=method, iou_threshold=iou_threshold, sigma=sigma,
+        min_score=0.0 if method in ("hard", "diou") else min_score, max_seg_num=capacity,
     )  # fmt: skip
     return members[index], score
 
 
 def _check(suppress, segments, scores, labels, counts, groups, capacity, method, rule=(0.3, 0.4, 0.05, 0.0)):
-    index, score, count = suppress(segments, scores, labels, counts, groups, capacity, METHODS[method], *rule)
+    index, score, count = suppress(segments, scores, labels, counts, groups, capacity, METHODS.index(method), *rule)
     assert index.shape == score.shape == (*scores.shape[:1], groups, capacity)
     for r in range(scores.shape[0]):
         used = scores.shape[1] if counts is None else int(counts[r])
@@ -123,7 +120,7 @@ def test_strided_input(suppress):
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 5), st.integers(-1, 8), st.integers(0, 2)), max_size=40),
-    method=st.sampled_from(sorted(METHODS)),
+    method=st.sampled_from(METHODS),
     iou_threshold=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     capacity=st.sampled_from([0, 3, 40]),
     places=st.sampled_from([0, 7, 40]),
@@ -164,18 +161,6 @@ def test_the_emulation_notices_a_missing_barrier(emulation):
         _check(suppress, segments, scores, None, None, 1, 100, "gaussian")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_registration(device):
-    reason = missing_native() if device == "cpu" else missing_cuda()
-    if reason is not None:
-        pytest.skip(reason)
-    segments, scores, labels = (x.to(device) for x in _candidates(2, 30, 3))
-    counts = torch.tensor([30, 7], device=device)
-    op = torch.ops.tzn_native.suppress_groups.default
-    torch.library.opcheck(op, (segments, scores, labels, counts, 3, 12, 0, 0.3, 0.4, 0.05, 0.0))
-    torch.library.opcheck(op, (segments, scores, None, None, 1, 12, 3, 0.3, 0.4, 0.05, 0.1))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -186,7 +171,7 @@ def test_registration(device):
         ({3: torch.zeros(3, dtype=torch.int64)}, "counts: expected"),
         ({4: 0}, "groups"),
         ({5: -1}, "capacity"),
-        ({6: 4}, "method: expected 0 to 3"),
+        ({6: 5}, "method: expected 0 to 4"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -208,42 +193,37 @@ def device():
     return "cuda" if missing_cuda() is None else "cpu"
 
 
-@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("voting", ["none", "all", "per-class"])
-@pytest.mark.parametrize("limit", [7, 200, 0])
-def test_one_recording_with_sizes_of_the_public_op(device, method, voting, limit):
-    segments, scores, labels = (x[0] for x in _candidates(1, 80, 4, seed=2))
-    labels = 5 * labels.long() - 3  # any integers
-    settings = {
+@pytest.mark.parametrize("limit", [7, 200])
+def test_recordings_with_a_capacity(device, method, voting, limit):
+    segments, scores, labels = _candidates(2, 80, 4, seed=2)
+    scores[1, 50:] = -torch.inf
+    rule = {
         "method": method, "multiclass": voting != "all", "sigma": 0.4, "per_class_voting": voting == "per-class",
         "voting_thresh": 0.0 if voting == "none" else 0.6,
     }  # fmt: skip
-    arguments = (segments, scores, labels)
-    given_out = native_cuda.batched_nms(*(x.to(device) for x in arguments), 0.3, 0.05, limit, **settings)
-    wanted = reference.batched_nms(*arguments, 0.3, 0.05, limit, **settings)
-    for ours, theirs in zip(given_out, wanted, strict=True):
-        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6 if voting != "none" else 0, atol=0)
-
-
-def test_a_single_list_of_candidates(device):
-    segments, scores, _ = (x[0].to(device) for x in _candidates(1, 80, seed=2))
-    rule = {"iou_threshold": 0.3, "min_score": 0.05, "max_seg_num": 0}
-    index, score = native_cuda.soft_nms(segments, scores, sigma=0.4, method="linear", **rule)
-    wanted = reference.soft_nms(segments.cpu(), scores.cpu(), sigma=0.4, method="linear", **rule)
-    assert index.tolist() == wanted[0].tolist() and torch.equal(score.cpu(), wanted[1])
-    kept = native_cuda.nms(segments, scores, **rule)
-    assert kept.tolist() == reference.nms(segments.cpu(), scores.cpu(), **rule).tolist()
+    given_out = ops.nms_padded(
+        *(x.to(device) for x in (segments, scores, labels)), 4, limit, iou_threshold=0.3, min_score=0.05, **rule
+    )
+    for r, used in enumerate((80, 50)):
+        wanted = reference.batched_nms(segments[r, :used], scores[r, :used], labels[r, :used], 0.3, 0.05, limit, **rule)
+        number = int(given_out.num_kept[r])
+        found = given_out.segments[r, :number], given_out.score[r, :number], given_out.label[r, :number]
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6 if voting != "none" else 0, atol=0)
 
 
 def test_says_why_it_does_not_serve(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "PACKAGE", tmp_path)
-    native_cuda.missing_reason.cache_clear()
+    monkeypatch.setattr(_backend, "PACKAGE", tmp_path)
+    missing_cuda.cache_clear()
     try:
         assert "TZN_CUDA=1" in str(missing_cuda())
         (tmp_path / "_native_cuda.abi3.so").write_bytes(b"not a library")
-        native_cuda.missing_reason.cache_clear()
+        missing_cuda.cache_clear()
         assert "no CUDA device" in str(missing_cuda()) or torch.cuda.is_available()
-        assert not native_cuda.serves(torch.zeros(1, 2), torch.zeros(1))
+        with pytest.raises(ValueError, match="TZN_BACKEND = 'cpp': "):
+            _backend.can_run("cpp", torch.device("cuda"), raise_error=True)
     finally:
         monkeypatch.undo()
-        native_cuda.missing_reason.cache_clear()
+        missing_cuda.cache_clear()

@@ -25,6 +25,38 @@ def dense_arguments(rng: Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def public_arguments(rng: Random) -> dict[str, Any]:
+    """With dilation, shifted windows, and recordings one after the other."""
+    a = dense_arguments(rng)
+    if rng.chance(0.5):
+        a["dilation"], a["shifted"] = rng.integer(1, 4), rng.chance(0.5)
+    if rng.chance(0.4):
+        tokens = rng.size(80)
+        cuts = torch.sort(torch.randint(tokens + 1, (rng.size(4),), generator=rng.torch)).values
+        bounds = torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([tokens])])
+        a["cu_seqlens"], a["mask"] = bounds.to(rng.choice((torch.int32, torch.int64))), None
+        heads, width, dtype = a["q"].shape[1], a["q"].shape[3], a["q"].dtype
+        a |= {n: rng.normal(tokens, heads, width, dtype=dtype) for n in "qkv"}
+        a["query_mask"] = rng.maybe(lambda: rng.mask(tokens))
+    if a["bias"] is not None and a.get("shifted"):
+        a["bias"] = rng.normal(a["bias"].shape[0], 2 * a["window"] - 1, dtype=a["bias"].dtype)
+    return a
+
+
+def check_public(a: dict[str, Any], out: Tensor) -> None:
+    if not {"dilation", "shifted", "cu_seqlens"} & a.keys():
+        check_dense(a, out)
+    elif all_ordinary(*(a[n] for n in ("q", "k", "v", "bias"))):
+        window = a["window"] if a["bias"] is not None or a.get("shifted") else widest(a["window"], out.numel(), None)
+        if window > 10_000:
+            return  # the definition has no room for it
+        exact = reference.local_attention(
+            **{**a, **{n: double(a[n]) for n in ("q", "k", "v", "bias")}, "window": window}
+        )
+        eager = os.environ.get("TZN_BACKEND") == "reference" or a.get("shifted")
+        assert_near(out, exact, "out", size=1 + scores_size(a["q"], a["k"]), inner=out.dtype if eager else None)
+
+
 def packed_arguments(rng: Random) -> dict[str, Any]:
     """Queries of one or several recordings on one time axis with gaps."""
     keys, heads, width = rng.size(90), max(rng.size(4), 1), max(rng.size(40), 1)

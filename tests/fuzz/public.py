@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from attention import check_dense, dense_arguments
+from attention import check_public, public_arguments
 from block import block_arguments, variable_depth_block
 from compare import all_ordinary, assert_near, assert_same, double, elsewhere, ordinary
 from inputs import FLOATS, Random
 from torch import Tensor
 
 from tzn import ops, reference
+from tzn.reference.nms import METHODS, VOTE_WEIGHTS
 
 Arguments = dict[str, Any]
 Check = Callable[[Random], None]
@@ -160,6 +161,28 @@ def _selection_arguments(rng: Random) -> Arguments:
     return {"scores": scores, "level": level, "min_score": 0.3, "topk": max(rng.size(9), 1)}
 
 
+def _padded_selection_arguments(rng: Random) -> Arguments:
+    points, levels = rng.size(40), rng.integer(1, 4)
+    level = torch.randint(levels, (points,), generator=rng.torch).sort().values
+    scores = rng.uniform(rng.size(3), points, rng.size(4), dtype=rng.choice(FLOATS))
+    return {"scores": scores, "level": level, "levels": levels, "min_score": 0.3, "topk": max(rng.size(9), 1)}
+
+
+def _select_candidates_padded(a: Arguments) -> Check:
+    out = ops.select_candidates_padded(**a)
+
+    def check(rng: Random) -> None:
+        if elsewhere(a) or a["scores"].isnan().any():
+            return
+        for r in range(len(a["scores"])):
+            wanted = reference.select_candidates(a["scores"][r], a["level"], min_score=a["min_score"], topk=a["topk"])
+            there = out.score[r] != -torch.inf
+            assert_same([x[r][there] for x in out], list(wanted), "candidates")
+            assert not out.point[r][~there].any() and (out.label[r][~there] == -1).all()
+
+    return check
+
+
 def _crossings(rng: Random, dtype: torch.dtype) -> ops.Crossings:
     places = rng.size(9)
     count = torch.tensor([rng.size(places)])
@@ -176,6 +199,17 @@ def _decode_arguments(rng: Random) -> Arguments:
         "offset_std": 3 * rng.uniform(count, 2, dtype=dtype), "starts": _crossings(rng, dtype) if both else None,
         "ends": _crossings(rng, dtype) if both else None, "snap_sigmas": 3.0,
     }  # fmt: skip
+
+
+def _decode_segments(a: Arguments) -> Check:
+    out = ops.decode_segments(**a)
+
+    def check(rng: Random) -> None:
+        if not elsewhere(a):
+            for ours, true, name in zip(out, reference.decode_segments(**a), ("segments", "std"), strict=True):
+                assert_near(ours, true, name, size=100)
+
+    return check
 
 
 def _pair_arguments(rng: Random) -> Arguments:
@@ -210,15 +244,18 @@ def _suppression(kind: str) -> Callable[[Random], Arguments]:
         overlap = rng.choice(("iou", "diou"))
         if kind == "nms":
             return {**common, **cap, "overlap": overlap}
-        soft = {"sigma": rng.choice((0.1, 0.5, 2.0)), "method": rng.choice(("gaussian", "linear"))}
+        soft = {"sigma": rng.choice((0.1, 0.5, 2.0)), "method": rng.choice(("gaussian", "linear", "zero"))}
         if kind == "soft_nms":
             return {**common, **cap, **soft}
         flags = {n: rng.chance(0.5) for n in ("use_soft_nms", "multiclass", "per_class_voting")}
         if flags["use_soft_nms"]:
             overlap = "iou"
-        found = {**common, **cap, **soft, **flags, "labels": labels, "voting_thresh": rng.choice((0.0, 0.5, 0.9))}
-        found["overlap"] = overlap
+        found = {
+            **common, **cap, **soft, **flags, "labels": labels, "voting_thresh": rng.choice((0.0, 0.5, 0.9)),
+            "overlap": overlap, "vote_weight": rng.choice(VOTE_WEIGHTS), "return_index": rng.chance(0.5),
+        }  # fmt: skip
         if kind == "batched_nms_many":
+            found["max_seg_num"] = max(found["max_seg_num"], 1)
             cuts = torch.sort(torch.randint(len(labels) + 1, (rng.size(4),), generator=rng.torch)).values
             ends = torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([len(labels)])])
             found["counts"] = ends.diff()
@@ -238,7 +275,7 @@ def _batched(name: str) -> Callable[[Arguments], Check]:
         def check(rng: Random) -> None:
             if elsewhere(a):
                 return
-            same = {n: x for n, x in a.items() if n not in ("use_soft_nms", "method", "overlap")}
+            same = {n: x for n, x in a.items() if n not in ("use_soft_nms", "method", "overlap", "return_index")}
             parts = [same] if name == "batched_nms" else list(_recordings(same))
             wanted = [reference.batched_nms(**part, method=_kind(a)) for part in parts]
             segments, scores, labels = (
@@ -246,6 +283,9 @@ def _batched(name: str) -> Callable[[Arguments], Check]:
                 for i, n in enumerate(("segments", "scores", "labels"))
             )
             assert_same(out[2], labels, "labels")
+            assert len(out) == (3 if name == "batched_nms" else 4) + bool(a["return_index"])
+            if a["return_index"]:
+                assert_same(a["labels"][out[-1]], labels, "labels of the picks")
             if name == "batched_nms":
                 assert_scores(out[1], scores)
             else:
@@ -258,6 +298,56 @@ def _batched(name: str) -> Callable[[Arguments], Check]:
     return call
 
 
+def _padded_arguments(rng: Random) -> Arguments:
+    recordings, number = rng.size(3), rng.size(60)
+    dtype = rng.choice((torch.float32, torch.float32, torch.float64))
+    parts = [candidates(rng, dtype, number) for _ in range(max(recordings, 1))]
+    segments, scores, labels = (torch.stack(x)[:recordings] for x in zip(*parts, strict=True))
+    scores = torch.where(rng.mask(recordings, number), scores, -torch.inf)
+    return {
+        "segments": segments, "scores": scores, "labels": labels, "classes": rng.integer(1, 4),
+        "capacity": rng.integer(1, 40), "method": rng.choice((*METHODS, "none")), "multiclass": rng.chance(0.5),
+        "iou_threshold": rng.python.random(), "sigma": 0.5, "min_score": 0.01, "voting_thresh": rng.choice((0.0, 0.5)),
+        "vote_weight": rng.choice(VOTE_WEIGHTS), "per_class_voting": rng.chance(0.5),
+    }  # fmt: skip
+
+
+def _nms_padded(a: Arguments) -> Check:
+    out = ops.nms_padded(**a)
+
+    def check(rng: Random) -> None:
+        if elsewhere(a):
+            return
+        there = torch.arange(a["capacity"]) < out.num_kept[:, None]
+        assert torch.equal(out.score != -torch.inf, there) or bool(a["scores"].isnan().any())
+        assert (out.index[~there] == 0).all() and (out.label[~there] == -1).all() and not out.segments[~there].any()
+        if not all_ordinary(a["segments"], torch.where(a["scores"] == -torch.inf, 0.0, a["scores"])):
+            return
+        rule = {n: a[n] for n in ("iou_threshold", "min_score", "sigma", "method", "multiclass")}
+        if not all(a[n] >= 0 for n in ("iou_threshold", "min_score", "sigma")) or not a["sigma"] > 1e-30:
+            return
+        if bool((a["segments"][..., 1] < a["segments"][..., 0]).any() or (a["scores"].clamp(min=-1) == -0.5).any()):
+            return
+        for r in range(len(there)):
+            mine = (a["scores"][r] > -torch.inf).nonzero().squeeze(1)
+            if a["multiclass"] and a["method"] != "none":
+                mine = mine[(a["labels"][r, mine] >= 0) & (a["labels"][r, mine] < a["classes"])]
+            segments, scores, labels = (a[n][r, mine] for n in ("segments", "scores", "labels"))
+            number = int(out.num_kept[r])
+            if a["method"] == "none":
+                assert_same(out.score[r, :number], scores.sort(descending=True)[0][: a["capacity"]], "scores")
+            elif (scores >= 0).all():
+                wanted = reference.batched_nms(
+                    segments, scores, labels, max_seg_num=a["capacity"], voting_thresh=0.0, **rule
+                )
+                assert_same(out.label[r, :number], wanted[2], "labels")
+                assert_scores(out.score[r, :number], wanted[1])
+                if a["voting_thresh"] == 0:
+                    assert_same(out.segments[r, :number], wanted[0], "segments")
+
+    return check
+
+
 def _recordings(a: Arguments) -> Iterable[Arguments]:
     lists = ("segments", "scores", "labels")
     for part in zip(*(a[n].split(a["counts"].tolist()) for n in lists), strict=True):
@@ -266,7 +356,7 @@ def _recordings(a: Arguments) -> Iterable[Arguments]:
 
 def _local_attention(a: Arguments) -> Check:
     out = ops.local_attention(**a)
-    return lambda rng: None if elsewhere(a) else check_dense(a, out)
+    return lambda rng: None if elsewhere(a) else check_public(a, out)
 
 
 def _two_lists(rng: Random) -> Arguments:
@@ -280,7 +370,7 @@ PUBLIC: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Che
     "batched_nms": (_suppression("batched_nms"), _batched("batched_nms")),
     "batched_nms_many": (_suppression("batched_nms_many"), _batched("batched_nms_many")),
     "boundary_crossings": (field_arguments, _boundary_crossings),
-    "decode_segments": (_decode_arguments, _as_reference("decode_segments")),
+    "decode_segments": (_decode_arguments, _decode_segments),
     "depth_gates": (
         lambda rng: {
             "tau": rng.uniform(rng.size(3), rng.size(20), dtype=rng.choice(FLOATS)),
@@ -288,7 +378,7 @@ PUBLIC: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Che
         },
         _depth_gates,
     ),
-    "local_attention": (dense_arguments, _local_attention),
+    "local_attention": (public_arguments, _local_attention),
     "nms": (_suppression("nms"), _as_reference("nms")),
     "pair_segments": (_pair_arguments, _as_reference("pair_segments")),
     "region_distance": (
@@ -300,7 +390,9 @@ PUBLIC: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Che
         _distance("region_distance"),
     ),
     "segment_iou": (_two_lists, _segment_iou),
+    "nms_padded": (_padded_arguments, _nms_padded),
     "select_candidates": (_selection_arguments, _as_reference("select_candidates")),
+    "select_candidates_padded": (_padded_selection_arguments, _select_candidates_padded),
     "signed_distance": (
         lambda rng: {
             "boundaries": 60 * rng.uniform(rng.size(3), rng.size(9)),

@@ -10,13 +10,12 @@ from inputs import Random
 from public import assert_crossings, assert_scores, candidates, field_arguments, gate_arguments, median_may_jump
 from raw_attention import RAW_ATTENTION, Arguments, Check, native
 from raw_rows import RAW_ROWS
+from torch import Tensor
 
 from tzn import reference
-from tzn.ops import dispatch, native_nms
-from tzn.reference.nms import vote_segments
-
-METHODS = ("gaussian", "linear", "hard", "remove")
-ESTIMATORS = list(dispatch.ESTIMATORS)
+from tzn.ops._backend import LAYOUT
+from tzn.reference.boundary_crossings import ESTIMATORS
+from tzn.reference.nms import HARD, METHODS, VOTE_WEIGHTS, vote_segments
 
 
 def _active_tokens(a: Arguments) -> Check:
@@ -76,55 +75,36 @@ def _select_candidates(a: Arguments) -> Check:
     return check
 
 
-def _suppress_arguments(rng: Random) -> Arguments:
-    segments, scores, labels = candidates(rng, rng.choice((torch.float32, torch.float64)))
+def _rule(rng: Random) -> Arguments:
     return {
-        "segments": segments, "scores": scores, "labels": rng.maybe(lambda: labels), "method": rng.integer(0, 3),
-        "iou_threshold": rng.python.random(), "sigma": 0.5, "min_score": 0.01, "above": rng.choice((0.0, 0.3)),
-        "total": rng.size(40),
+        "method": rng.integer(0, 4), "iou_threshold": rng.python.random(), "sigma": 0.5, "min_score": 0.01,
+        "above": rng.choice((0.0, 0.3)),
     }  # fmt: skip
 
 
+def _counts(rng: Random, number: int) -> Tensor:
+    """Of several recordings that lie one after the other."""
+    cuts = torch.sort(torch.randint(number + 1, (rng.size(4),), generator=rng.torch)).values
+    return torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([number])]).diff()
+
+
 def _recording_arguments(rng: Random) -> Arguments:
-    a = _suppress_arguments(rng)
-    cuts = torch.sort(torch.randint(len(a["scores"]) + 1, (rng.size(4),), generator=rng.torch)).values
-    ends = torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([len(a["scores"])])])
-    rest = {n: x for n, x in a.items() if n not in ("segments", "scores", "labels")}
-    lists = {n: a[n] for n in ("segments", "scores", "labels")}
-    return {**lists, "counts": ends.diff(), **rest, "method": rng.integer(0, 4)}
+    segments, scores, labels = candidates(rng, rng.choice((torch.float32, torch.float64)))
+    return {
+        "segments": segments, "scores": scores, "labels": rng.maybe(lambda: labels),
+        "counts": rng.maybe(lambda: _counts(rng, len(scores))), **_rule(rng), "total": rng.size(40),
+    }  # fmt: skip
 
 
-def _suppress_recordings(a: Arguments) -> Check:
-    """As one recording after the other; each is checked against the definition by its own op."""
-    index, score, made = native("suppress_recordings", a)
-
-    def check(rng: Random) -> None:
-        if elsewhere(a):
-            return
-        assert len(made) == len(a["counts"]) and int(made.sum()) == len(index) == len(score)
-        first = 0
-        rest = [x for n, x in a.items() if n not in ("segments", "scores", "labels", "counts")]
-        for count, own, picked in zip(
-            a["counts"].tolist(), index.split(made.tolist()), score.split(made.tolist()), strict=True
-        ):
-            part = [None if a[n] is None else a[n][first : first + count] for n in ("segments", "scores", "labels")]
-            if rest[0] <= 3:
-                wanted = torch.ops.tzn_native.suppress_segments(*part, *rest)
-                assert_same((own - first, picked), wanted, "picks")
-            first += count
-
-    return check
-
-
-def _one_group(a: Arguments, keep: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _one_group(a: Arguments, keep: Tensor, labels: Tensor | None, total: int) -> tuple[Tensor, Tensor]:
     """Picks among the candidates ``keep`` by the definition: index and score."""
-    segments, scores = a["segments"][keep], a["scores"][keep]
-    if METHODS[a["method"]] == "remove":
-        index = reference.nms(segments, scores, a["iou_threshold"], max_seg_num=total)
-        return keep[index], scores[index]
-    index, score = reference.soft_nms(
-        segments, scores, iou_threshold=a["iou_threshold"], sigma=a["sigma"], min_score=a["min_score"],
-        method=METHODS[a["method"]], max_seg_num=total,
+    method = METHODS[a["method"]]
+    if a["above"] > 0:
+        keep = keep[a["scores"][keep] > a["above"]]
+    index, score = reference.suppress(
+        a["segments"][keep], a["scores"][keep], None if labels is None else labels[keep], method=method,
+        iou_threshold=a["iou_threshold"], sigma=a["sigma"], min_score=0.0 if method in HARD else a["min_score"],
+        max_seg_num=total,
     )  # fmt: skip
     return keep[index], score
 
@@ -132,32 +112,30 @@ def _one_group(a: Arguments, keep: torch.Tensor, total: int) -> tuple[torch.Tens
 def _comparable(a: Arguments) -> bool:
     """Whether the definition gives the same picks: plain candidates, settings without NaN."""
     settings = [a[n] for n in ("iou_threshold", "sigma", "min_score", "above")]
-    plain = a["sigma"] > 1e-30 and all(s >= 0 for s in settings)
-    return (
-        plain
-        and all_ordinary(a["segments"])
-        and native_nms.serves(
-            *(a[n].flatten(0, -2) if n == "segments" else a[n].flatten() for n in ("segments", "scores"))
-        )
-    )
+    if not (a["sigma"] > 1e-30 and all(s >= 0 for s in settings) and all_ordinary(a["segments"])):
+        return False
+    return bool(torch.ops.tzn_native.plain_candidates(a["segments"].reshape(-1, 2), a["scores"].flatten()))
 
 
-def _suppress_segments(a: Arguments) -> Check:
-    index, score = native("suppress_segments", a)
+def _suppress_recordings(a: Arguments) -> Check:
+    index, score, num_kept = native("suppress_recordings", a)
 
     def check(rng: Random) -> None:
         if elsewhere(a):
             return
-        count = a["scores"].shape[0]
-        assert len(index.unique()) == len(index) and ((index >= 0) & (index < count)).all()
-        if not _comparable(a):
-            return
-        assert (score[1:] <= score[:-1]).all()
-        if a["labels"] is None:
-            keep = ((a["scores"] > a["above"]) | (a["above"] <= 0)).nonzero().squeeze(1)
-            wanted = _one_group(a, keep, a["total"])
-            assert_same(index, wanted[0], "picks")
-            assert_scores(score, wanted[1])
+        sizes = [len(a["scores"])] if a["counts"] is None else a["counts"].tolist()
+        assert len(num_kept) == len(sizes) and int(num_kept.sum()) == len(index) == len(score)
+        assert len(index.unique()) == len(index)
+        parts = zip(index.split(num_kept.tolist()), score.split(num_kept.tolist()), strict=True)
+        for size, end, (own, picked) in zip(
+            sizes, torch.tensor([0, *sizes]).cumsum(0)[1:].tolist(), parts, strict=True
+        ):
+            assert ((own >= end - size) & (own < end)).all()
+            if _comparable(a):
+                assert (picked[1:] <= picked[:-1]).all()
+                wanted = _one_group(a, torch.arange(end - size, end), a["labels"], a["total"])
+                assert_same(own, wanted[0], "picks")
+                assert_scores(picked, wanted[1])
 
     return check
 
@@ -173,8 +151,7 @@ def _group_arguments(rng: Random) -> Arguments:
     counts = torch.randint(number + 1, (rows,), generator=rng.torch)
     return {
         "segments": segments, "scores": scores, "labels": rng.maybe(lambda: labels.int()),
-        "counts": rng.maybe(lambda: counts), "groups": groups, "capacity": rng.size(20), "method": rng.integer(0, 3),
-        "iou_threshold": rng.python.random(), "sigma": 0.5, "min_score": 0.01, "above": 0.0,
+        "counts": rng.maybe(lambda: counts), "groups": groups, "capacity": rng.size(20), **_rule(rng),
     }  # fmt: skip
 
 
@@ -196,9 +173,7 @@ def _suppress_groups(a: Arguments) -> Check:
             one = {**a, "segments": a["segments"][r], "scores": a["scores"][r]}
             for g in range(min(index.shape[1], 8)):
                 chosen = (labels[r] == g) & (torch.arange(number) < used[r])
-                if a["above"] > 0:
-                    chosen &= one["scores"] > a["above"]
-                wanted = _one_group(one, chosen.nonzero().squeeze(1), a["capacity"])
+                wanted = _one_group(one, chosen.nonzero().squeeze(1), None, a["capacity"])
                 assert_same((index[r, g, : made[r, g]].long(), score[r, g, : made[r, g]]), wanted, "picks")
 
     return check
@@ -219,12 +194,18 @@ def _plain_candidates(a: Arguments) -> Check:
 
 
 def _vote_arguments(rng: Random) -> Arguments:
-    dtype, groups = rng.choice((torch.float32, torch.float64)), rng.chance(0.5)
+    dtype, groups, many = rng.choice((torch.float32, torch.float64)), rng.chance(0.5), rng.chance(0.5)
     kept, _, kept_labels = candidates(rng, dtype, rng.size(20))
     segments, scores, labels = candidates(rng, dtype)
+    kept_counts, counts = (_counts(rng, len(x)) for x in (kept, segments))
+    number = min(len(kept_counts), len(counts))
+    kept_counts, counts = (
+        torch.cat([x[: number - 1], x[number - 1 :].sum(0, keepdim=True)]) for x in (kept_counts, counts)
+    )
     return {
-        "kept": kept, "segments": segments, "scores": scores, "threshold": rng.choice((0.0, 0.3, 0.75)),
-        "kept_group": kept_labels if groups else None, "group": labels if groups else None,
+        "kept": kept, "kept_counts": kept_counts if many else torch.tensor([len(kept)]), "segments": segments,
+        "scores": scores, "counts": counts if many else None, "threshold": rng.choice((0.0, 0.3, 0.75)),
+        "kept_group": kept_labels if groups else None, "group": labels if groups else None, "weight": rng.integer(0, 1),
     }  # fmt: skip
 
 
@@ -232,14 +213,80 @@ def _vote_segments(a: Arguments) -> Check:
     out = native("vote_segments", a)
 
     def check(rng: Random) -> None:
-        if elsewhere(a) or not len(a["scores"]) or not (a["scores"] > 0.01).all():
+        if elsewhere(a) or not (a["scores"] > 0.01).all() or not all_ordinary(a["kept"], a["segments"], a["scores"]):
             return
-        if not all_ordinary(a["kept"], a["segments"], a["scores"]):
+        if not all((x[:, 1] >= x[:, 0]).all() for x in (a["segments"], a["kept"])):
             return
-        if (a["segments"][:, 1] >= a["segments"][:, 0]).all() and (a["kept"][:, 1] >= a["kept"][:, 0]).all():
-            groups = a["kept_group"], a["group"]
-            wanted = vote_segments(a["kept"], a["segments"], a["scores"], a["threshold"], *groups)
-            assert_near(out, wanted, "votes", size=1000)
+        sizes = [len(a["scores"])] if a["counts"] is None else a["counts"].tolist()
+        split = [None if a[n] is None else a[n].split(sizes) for n in ("segments", "scores", "group")]
+        own = [None if a[n] is None else a[n].split(a["kept_counts"].tolist()) for n in ("kept", "kept_group")]
+        found = out.split(a["kept_counts"].tolist())
+        for r in range(len(sizes)):
+            kept, kept_group, segments, scores, group = (None if x is None else x[r] for x in (*own, *split))
+            if len(scores):
+                wanted = vote_segments(
+                    kept, segments, scores, a["threshold"], kept_group, group, weight=VOTE_WEIGHTS[a["weight"]]
+                )
+                assert_near(found[r], wanted, "votes", size=1000)
+
+    return check
+
+
+def _decode_arguments(rng: Random) -> Arguments:
+    recordings, count = rng.size(3), rng.size(40)
+    dtype = rng.choice((torch.float32, torch.float64))
+
+    def table() -> tuple[Tensor, ...]:
+        places = rng.size(9)
+        found = torch.randint(places + 1, (recordings,), generator=rng.torch)
+        position = (60 * rng.uniform(recordings, places, dtype=dtype)).sort().values
+        past = torch.arange(places) >= found[:, None]
+        return position.masked_fill(past, torch.inf), rng.uniform(recordings, places, dtype=dtype), found
+
+    both = rng.chance(0.7)
+    return {
+        "position": 60 * rng.uniform(recordings, count, dtype=dtype),
+        "offset": 10 * rng.uniform(recordings, count, 2, dtype=dtype),
+        "offset_std": 3 * rng.uniform(recordings, count, 2, dtype=dtype), "starts": table() if both else (),
+        "ends": table() if both else (), "snap_sigmas": 3.0,
+    }  # fmt: skip
+
+
+def _decode_segments(a: Arguments) -> Check:
+    segments, std = native("decode_segments", a)
+
+    def check(rng: Random) -> None:
+        tables = a["starts"], a["ends"]
+        floats = [a[n] for n in ("position", "offset", "offset_std")] + [t[1] for t in tables if len(t)]
+        if elsewhere(a) or not all_ordinary(*floats, a["snap_sigmas"]) or not all((x >= 0).all() for x in floats[2:]):
+            return
+        if not all(_ascending(*t) for t in tables if len(t)):
+            return
+        if any(len(t) == 0 for t in tables) and not all(len(t) == 0 for t in tables):
+            return  # the definition wants both or none
+        for r in range(len(segments)):
+            alone = [None if not len(t) else reference.Crossings(t[0][r : r + 1], t[1][r : r + 1], t[1], t[2][r : r + 1])
+                     for t in tables]  # fmt: skip
+            wanted = reference.decode_segments(
+                *(a[n][r] for n in ("position", "offset", "offset_std")), *alone, snap_sigmas=a["snap_sigmas"]
+            )
+            assert_near(segments[r], wanted.segments, "segments", size=100)
+            assert_near(std[r], wanted.std, "std", size=100)
+
+    return check
+
+
+def _ascending(position: Tensor, std: Tensor, count: Tensor) -> bool:
+    inside = torch.arange(position.shape[1]) < count[:, None]
+    rising = position.masked_fill(~inside, torch.inf).sort().values.equal(position.masked_fill(~inside, torch.inf))
+    return rising and bool((count >= 0).all()) and bool((count <= position.shape[1]).all())
+
+
+def _layout(a: Arguments) -> Check:
+    number = native("layout", {})
+
+    def check(rng: Random) -> None:
+        assert number == LAYOUT
 
     return check
 
@@ -248,7 +295,6 @@ RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]
     "native.active_tokens": (gate_arguments, _active_tokens),
     "native.boundary_crossings": (_crossing_arguments, _boundary_crossings),
     "native.select_candidates": (_selection_arguments, _select_candidates),
-    "native.suppress_segments": (_suppress_arguments, _suppress_segments),
     "native.suppress_recordings": (_recording_arguments, _suppress_recordings),
     "native.suppress_groups": (_group_arguments, _suppress_groups),
     "native.plain_candidates": (
@@ -258,6 +304,8 @@ RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]
         _plain_candidates,
     ),
     "native.vote_segments": (_vote_arguments, _vote_segments),
+    "native.decode_segments": (_decode_arguments, _decode_segments),
+    "native.layout": (lambda rng: {"nothing": None}, _layout),
     **RAW_ATTENTION,
     **RAW_ROWS,
 }

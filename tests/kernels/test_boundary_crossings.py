@@ -24,19 +24,6 @@ def _assert_same(given, wanted, tolerance=1e-12):
         torch.testing.assert_close(a[:, :capacity], b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("estimator", ["crossing", "vote_mean", "vote_median"])
-@pytest.mark.parametrize(("fields", "steps"), [(1, 1), (1, 2), (2, 33), (3, 97), (2, 300), (0, 9), (1, 0)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_equals_the_reference(estimator, fields, steps, masked):
-    distance, scale = _fields(fields, steps)
-    mask = torch.rand(fields, steps) < 0.9 if masked else None
-    settings = {"estimator": estimator, "vote_window": 4, "min_slope": 0.3, "mask": mask}
-    _assert_same(
-        kernels.boundary_crossings(distance, scale, **settings),
-        reference.boundary_crossings(distance, scale, **settings),
-    )
-
-
 def test_order_follows_position_where_votes_change_places():
     distance, scale = _fields(8, 200, seed=4)
     settings = {"estimator": "vote_mean", "vote_window": 7, "min_slope": 0.0, "mask": None}

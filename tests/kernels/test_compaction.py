@@ -5,7 +5,7 @@ import torch
 from oracle import IDS, SHAPES, random_masks
 
 from tzn import reference
-from tzn.kernels import compaction
+from tzn.kernels import active_tokens as compaction
 
 
 @pytest.mark.parametrize(("name", "batch", "steps", "window", "active", "lengths"), SHAPES, ids=IDS)

@@ -82,15 +82,12 @@ def test_actionformer():
     assert ours.std is None
 
 
-def test_what_it_does_not_do_is_said(monkeypatch):
+def test_what_it_does_not_do_is_said():
     given, mask = _batch()
     with pytest.raises(ValueError, match="'pair'"):
         detect(build(), given, mask, InferenceConfig(mode="pair"))
     with pytest.raises(ValueError, match="CUDA"):
         GraphedDetector(build(), 1, 44, InferenceConfig())
-    monkeypatch.setenv("TZN_BACKEND", "reference")
-    with pytest.raises(ValueError, match="expected 'triton'"):
-        detect(build(), given, mask, InferenceConfig())
 
 
 class NoValues(TorchDispatchMode):
@@ -104,8 +101,9 @@ class NoValues(TorchDispatchMode):
 
 @pytest.mark.parametrize("budget", [None, 0.5])
 def test_nothing_asks_the_device_for_a_value(monkeypatch, budget):
-    for op in ("depth", "variable_depth_block"):  # values are checked on the CPU only
-        monkeypatch.setattr(sys.modules[f"tzn.ops.{op}"], "checks_values", lambda tensor: False)
+    for name, module in list(sys.modules.items()):  # values are checked on the CPU only
+        if name.startswith("tzn.ops.") and hasattr(module, "checks_values"):
+            monkeypatch.setattr(module, "checks_values", lambda tensor: False)
     model, (given, mask) = build(), _batch()
     with NoValues():
         detect(model, given, mask, InferenceConfig(**FEW, budget=budget))

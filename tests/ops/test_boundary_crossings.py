@@ -75,6 +75,7 @@ def test_votes_for_another_boundary_do_not_count():
     torch.testing.assert_close(narrow.position[0], torch.tensor([10.0, 14.0], dtype=torch.float64))
 
 
+@pytest.mark.not_interpreted("thousands of fields")
 @pytest.mark.parametrize("estimator", ["vote_median", "vote_mean"])
 def test_standard_errors_are_those_of_independent_laplace_noise(estimator):
     """Spread of the estimate over 4,000 noisy fields against the standard error that it claims."""

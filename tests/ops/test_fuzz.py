@@ -20,6 +20,7 @@ import torch
 import tzn
 from tzn import ops
 
+pytestmark = pytest.mark.not_interpreted("thousands of calls")
 FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
 CASES, SEED = os.environ.get("TZN_FUZZ_CASES", "40"), os.environ.get("TZN_FUZZ_SEED", "0")
 SECONDS = os.environ.get("TZN_FUZZ_SECONDS", "300")
@@ -28,10 +29,10 @@ PUBLIC = sorted(n for n in ops.__all__ if n.islower() and n not in NOT_FUZZED)
 RAW = [
     f"native.{name}"
     for name in (
-        "active_tokens", "boundary_crossings", "local_attention", "local_attention_backward", "packed_local_attention",
-        "packed_local_attention_backward", "plain_candidates", "select_candidates", "suppress_groups", "suppress_recordings",
-        "suppress_segments", "vote_segments", "gather_layer_norm", "gated_add_layer_norm", "layer_norm_backward",
-        "gated_scatter", "gate_backward",
+        "active_tokens", "boundary_crossings", "decode_segments", "gate_backward", "gated_add_layer_norm", "gated_scatter",
+        "gather_layer_norm", "layer_norm_backward", "layout", "local_attention", "local_attention_backward",
+        "packed_local_attention", "packed_local_attention_backward", "plain_candidates", "select_candidates",
+        "suppress_groups", "suppress_recordings", "vote_segments",
     )
 ]  # fmt: skip
 

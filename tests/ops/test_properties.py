@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tzn import ops, reference
 
+pytestmark = pytest.mark.not_interpreted("hundreds of examples")
 SETTINGS = settings(
     derandomize=True, deadline=None, max_examples=25, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # the back end stays the same over all examples

@@ -143,4 +143,6 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def adjacent(x: Tensor) -> Tensor:
     """``x`` with adjacent elements in its last dimension, which is all that the kernels ask of strides."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    if x.stride(-1) == 1 or x.shape[-1] <= 1:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)  # contiguous() leaves an empty tensor's strides as they are

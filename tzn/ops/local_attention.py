@@ -74,8 +74,10 @@ def local_attention(
     """
     _check(q, k, v, window, mask, query_mask, bias, dilation, shifted, cu_seqlens)
     q, k, v = autocast(q, k, v)
-    if shifted and q.numel():
-        return _shifted(q, k, v, window, mask, query_mask, bias, dilation, cu_seqlens)
+    if shifted:
+        if q.numel():
+            return _shifted(q, k, v, window, mask, query_mask, bias, dilation, cu_seqlens)
+        bias = None if bias is None else _central(bias, window)  # nothing to shift
     if cu_seqlens is not None and dilation > 1:
         return _packed_by_residue(q, k, v, window, query_mask, bias, dilation, cu_seqlens)
     return _OP(q, k, v, window, mask, query_mask, bias, dilation, cu_seqlens)  # type: ignore[no-any-return]
@@ -176,7 +178,7 @@ def _shifted(
     at_end = torch.zeros(total + 1, dtype=torch.bool, device=q.device).index_fill(0, place, True)[:total]
     middle = ~at_end if packed else (~at_end).view(q.shape[0], -1)
     middle = middle if query_mask is None else middle & query_mask
-    central = None if bias is None else bias[:, radius : radius + window]
+    central = None if bias is None else _central(bias, window)
     inner = local_attention(
         q, k, v, window, mask=mask, query_mask=middle, bias=central, dilation=dilation, cu_seqlens=cu_seqlens
     )
@@ -184,6 +186,11 @@ def _shifted(
     for wanted in (mask, query_mask):
         whole = whole if wanted is None else whole.masked_fill(~wanted.reshape(-1, 1, 1), 0)
     return whole if packed else whole.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+
+
+def _central(bias: Tensor, window: int) -> Tensor:
+    """What an ordinary window reads of the bias of shifted ones."""
+    return bias[:, window // 2 : window // 2 + window]
 
 
 def _put(rows: Tensor, place: Tensor, values: Tensor) -> Tensor:
@@ -387,6 +394,8 @@ def _triton_backward(
 ) -> Tensor | None:  # fmt: skip
     from tzn.kernels.local_attention import attention_backward
 
+    if not saved:  # no residue class has a step
+        return None if bias is None else torch.zeros_like(bias)
     assert out is not None
     if mask is not None or query_mask is not None:
         for x in rows[4:]:

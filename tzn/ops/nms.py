@@ -235,7 +235,8 @@ def nms_padded(
         segments, scores, labels, classes, capacity, method, multiclass, iou_threshold, sigma, min_score, voting_thresh,
         vote_weight, per_class_voting,
     )  # fmt: skip
-    label = torch.where(score != -torch.inf, labels.gather(1, index), -1)
+    there = score != -torch.inf
+    label = torch.where(there, labels.gather(1, index), -1) if scores.shape[1] else index - 1  # none: -1 everywhere
     return PaddedPicks(index, kept, score, label, num_kept)
 
 

@@ -32,11 +32,15 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
     check_shape("level", level, f"[P] = [{scores.shape[0]}]", scores.shape[0])
     check_device("level", level, scores.device)
     check_count("topk", topk, 1)
+    _check_values(scores, level)
+    return Candidates(*_OP(scores, level, min_score, topk))
+
+
+def _check_values(scores: Tensor, level: Tensor) -> None:
     if checks_values(scores) and bool(scores.isnan().any()):
         fail("scores", "NaN", "probabilities")
     if level.dtype != torch.int64:
         fail("level", str(level.dtype), "torch.int64")
-    return Candidates(*_OP(scores, level, min_score, topk))
 
 
 class PaddedCandidates(NamedTuple):
@@ -68,6 +72,9 @@ def select_candidates_padded(
     check_device("level", level, scores.device)
     check_count("topk", topk, 1)
     check_count("levels", levels, 1)
+    _check_values(scores, level)
+    if checks_values(level) and level.numel() and not (int(level.min()) >= 0 and int(level.max()) < levels):
+        fail("level", f"{int(level.min())} to {int(level.max())}", f"0 to levels - 1 = {levels - 1}")
     return PaddedCandidates(*_PADDED(scores, level, levels, min_score, topk))
 
 

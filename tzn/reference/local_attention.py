@@ -167,7 +167,7 @@ def packed_local_attention(
     Returns:
         ``[A, H, D]``.
     """
-    queries, heads, width = q.shape
+    queries, _, width = q.shape
     keys, radius = k.shape[0], window // 2
     if queries == 0:
         return q.clone()  # empty, but a part of the graph
@@ -177,7 +177,7 @@ def packed_local_attention(
     rank = slot // TILE if everything else torch.searchsorted(used, slot // TILE)
     place = rank * TILE + slot % TILE
     q_tiles = _scatter_rows(q * width**-0.5, place, used.numel() * TILE)
-    q_tiles = q_tiles.view(-1, TILE, heads, width).transpose(1, 2)  # [n, H, TILE, D]
+    q_tiles = q_tiles.unflatten(0, (-1, TILE)).transpose(1, 2)  # [n, H, TILE, D]
     k_tiles = _spans(k, tiles, radius, 0.0)
     v_tiles = _spans(v, tiles, radius, 0.0)
     far = -(2**40)
@@ -192,7 +192,7 @@ def packed_local_attention(
         scores = scores + _tile_bias(bias, offset, allowed, radius).to(scores.dtype)
     weights = masked_softmax(scores, allowed.unsqueeze(1))
     out = weights @ v_tiles.transpose(1, 2)
-    out = out.transpose(1, 2).reshape(-1, heads, v.shape[-1])
+    out = out.transpose(1, 2).flatten(0, 1)
     return out[:queries] if everything and queries == keys else out[place]
 
 
