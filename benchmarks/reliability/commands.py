@@ -52,7 +52,11 @@ def tzn(
     with tempfile.TemporaryFile("w+") as errors:
         begun = time.monotonic()
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | dict(environment or {}), preexec_fn=limit
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=os.environ | dict(environment or {}),
+            preexec_fn=limit,
         )
         status, usage = _wait(process.pid, begun, stop)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -85,8 +89,20 @@ def done(outcome: Outcome) -> Outcome:
 
 def train(data: Path, out: Path, epochs: int, *more: object) -> list[object]:
     """Arguments of a training of seconds."""
-    settings = [*SMALL, f"training.epochs={epochs}"]
-    return ["train", "configs/synthetic.yaml", "--data", data, "--out", out, "--device", "cpu", "--no-progress", *settings, *more]
+    settings = ["--device", "cpu", "--no-progress", *SMALL, f"training.epochs={epochs}"]
+    return [
+        "train",
+        "configs/synthetic.yaml",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--no-progress",
+        *settings,
+        *more,
+    ]
 
 
 def recordings(folder: Path, number: int = 12) -> Path:

@@ -82,7 +82,17 @@ def fuzz(calls: int, seconds: float, cases: int, seed: int) -> dict[str, Any]:
     begun, rounds = time.monotonic(), 0
     while sum(sum(c) for ops in counts.values() for c in ops.values()) < calls and time.monotonic() - begun < seconds:
         for backend, ops in names.items():
-            command = [sys.executable, str(FUZZ), *ops, "--cases", str(cases), "--seed", str(seed + rounds), "--seconds", "900"]
+            command = [
+                sys.executable,
+                str(FUZZ),
+                *ops,
+                "--cases",
+                str(cases),
+                "--seed",
+                str(seed + rounds),
+                "--seconds",
+                "900",
+            ]
             environment = os.environ | {"TZN_BACKEND": backend, "PYTHONPATH": str(ROOT)}
             run = subprocess.run(command, env=environment, capture_output=True, text=True)
             for name, answers, errors in RESULT.findall(run.stdout):
@@ -102,7 +112,8 @@ def fuzz(calls: int, seconds: float, cases: int, seed: int) -> dict[str, Any]:
 
 def _names() -> dict[str, list[str]]:
     """Every op that can be fuzzed, by back end: raw kernels are the compiled library's."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from public import PUBLIC; from raw import RAW; print(*PUBLIC); print(*RAW)"
+    code = "import sys; sys.path.insert(0, sys.argv[1])\nfrom public import PUBLIC\nfrom raw import RAW\n"
+    code += "print(*PUBLIC)\nprint(*RAW)"
     run = subprocess.run([sys.executable, "-c", code, str(FUZZ)], capture_output=True, text=True, check=True, cwd=ROOT)
     public, raw = (line.split() for line in run.stdout.splitlines()[-2:])
     return {"cpp": public + raw, "reference": public}

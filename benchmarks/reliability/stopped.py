@@ -172,7 +172,9 @@ def fill(work: Work, folder: Path, name: str, sizes: list[int]) -> dict[str, Any
             if not wrong:
                 wrong = [text for text in [work.same(whole, out)] if text] + _remains(out)
             kind = "disk" if mounted else "limit on files"
-            rows.append({"bytes": size, "kind": kind, "code": full.code, "said": lines[-1] if lines else "", "wrong": wrong})
+            rows.append(
+                {"bytes": size, "kind": kind, "code": full.code, "said": lines[-1] if lines else "", "wrong": wrong}
+            )
             _remove(out)
     return {"cases": rows, "wrong": sum(bool(row["wrong"]) for row in rows)}
 

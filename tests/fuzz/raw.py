@@ -7,16 +7,21 @@ from collections.abc import Callable
 import torch
 from compare import all_ordinary, assert_near, assert_same, elsewhere
 from inputs import Random
-from public import assert_crossings, assert_scores, candidates, field_arguments, gate_arguments, median_may_jump
+from public import (
+    assert_crossings,
+    assert_scores,
+    candidates,
+    decode_arguments,
+    field_arguments,
+    gate_arguments,
+    median_may_jump,
+)
 from raw_attention import RAW_ATTENTION, Arguments, Check, native
 from raw_rows import RAW_ROWS
 
 from tzn import reference
-from tzn.ops import dispatch, native_nms
-from tzn.reference.nms import vote_segments
-
-METHODS = ("gaussian", "linear", "hard", "remove")
-ESTIMATORS = list(dispatch.ESTIMATORS)
+from tzn.reference.boundary_crossings import ESTIMATORS
+from tzn.reference.nms import HARD, METHODS, VOTE_WEIGHTS, vote_segments
 
 
 def _active_tokens(a: Arguments) -> Check:
@@ -76,41 +81,48 @@ def _select_candidates(a: Arguments) -> Check:
     return check
 
 
-def _suppress_arguments(rng: Random) -> Arguments:
+def _recording_arguments(rng: Random) -> Arguments:
     segments, scores, labels = candidates(rng, rng.choice((torch.float32, torch.float64)))
     return {
-        "segments": segments, "scores": scores, "labels": rng.maybe(lambda: labels), "method": rng.integer(0, 3),
+        "segments": segments, "scores": scores, "labels": rng.maybe(lambda: labels),
+        "counts": rng.maybe(lambda: _counts(rng, len(scores))), "method": rng.integer(0, 4),
         "iou_threshold": rng.python.random(), "sigma": 0.5, "min_score": 0.01, "above": rng.choice((0.0, 0.3)),
         "total": rng.size(40),
     }  # fmt: skip
 
 
-def _recording_arguments(rng: Random) -> Arguments:
-    a = _suppress_arguments(rng)
-    cuts = torch.sort(torch.randint(len(a["scores"]) + 1, (rng.size(4),), generator=rng.torch)).values
-    ends = torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([len(a["scores"])])])
-    rest = {n: x for n, x in a.items() if n not in ("segments", "scores", "labels")}
-    lists = {n: a[n] for n in ("segments", "scores", "labels")}
-    return {**lists, "counts": ends.diff(), **rest, "method": rng.integer(0, 4)}
+def _counts(rng: Random, number: int) -> torch.Tensor:
+    cuts = torch.sort(torch.randint(number + 1, (rng.size(4),), generator=rng.torch)).values
+    return torch.cat([torch.zeros(1, dtype=torch.long), cuts, torch.tensor([number])]).diff()
 
 
 def _suppress_recordings(a: Arguments) -> Check:
-    """As one recording after the other; each is checked against the definition by its own op."""
     index, score, made = native("suppress_recordings", a)
 
     def check(rng: Random) -> None:
         if elsewhere(a):
             return
-        assert len(made) == len(a["counts"]) and int(made.sum()) == len(index) == len(score)
-        first = 0
-        rest = [x for n, x in a.items() if n not in ("segments", "scores", "labels", "counts")]
+        number = a["scores"].shape[0]
+        counts = torch.tensor([number]) if a["counts"] is None else a["counts"]
+        assert len(made) == len(counts) and int(made.sum()) == len(index) == len(score)
+        assert len(index.unique()) == len(index) and ((index >= 0) & (index < number)).all()
+        if not _comparable(a):
+            return
+        first, labels = 0, torch.zeros(number) if a["labels"] is None else a["labels"]
         for count, own, picked in zip(
-            a["counts"].tolist(), index.split(made.tolist()), score.split(made.tolist()), strict=True
+            counts.tolist(), index.split(made.tolist()), score.split(made.tolist()), strict=True
         ):
-            part = [None if a[n] is None else a[n][first : first + count] for n in ("segments", "scores", "labels")]
-            if rest[0] <= 3:
-                wanted = torch.ops.tzn_native.suppress_segments(*part, *rest)
-                assert_same((own - first, picked), wanted, "picks")
+            assert (picked[1:] <= picked[:-1]).all()
+            keep = ((a["scores"] > a["above"]) | (a["above"] <= 0)).nonzero().squeeze(1)
+            keep = keep[(keep >= first) & (keep < first + count)]
+            # Of every class the first picks of the definition: all of them unless `total` ended it.
+            for label in labels[keep].unique()[:8]:
+                mine = labels[own] == label
+                wanted = _one_group(a, keep[labels[keep] == label], 0)
+                found = int(mine.sum())
+                assert found == len(wanted[0]) or len(own) == a["total"] > 0
+                assert_same(own[mine], wanted[0][:found], "picks")
+                assert_scores(picked[mine], wanted[1][:found])
             first += count
 
     return check
@@ -118,13 +130,14 @@ def _suppress_recordings(a: Arguments) -> Check:
 
 def _one_group(a: Arguments, keep: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Picks among the candidates ``keep`` by the definition: index and score."""
-    segments, scores = a["segments"][keep], a["scores"][keep]
-    if METHODS[a["method"]] == "remove":
-        index = reference.nms(segments, scores, a["iou_threshold"], max_seg_num=total)
+    segments, scores, method = a["segments"][keep], a["scores"][keep], METHODS[a["method"]]
+    if method in HARD:
+        overlap = "diou" if method == "diou" else "iou"
+        index = reference.nms(segments, scores, a["iou_threshold"], max_seg_num=total, overlap=overlap)
         return keep[index], scores[index]
     index, score = reference.soft_nms(
         segments, scores, iou_threshold=a["iou_threshold"], sigma=a["sigma"], min_score=a["min_score"],
-        method=METHODS[a["method"]], max_seg_num=total,
+        method=method, max_seg_num=total,
     )  # fmt: skip
     return keep[index], score
 
@@ -132,34 +145,13 @@ def _one_group(a: Arguments, keep: torch.Tensor, total: int) -> tuple[torch.Tens
 def _comparable(a: Arguments) -> bool:
     """Whether the definition gives the same picks: plain candidates, settings without NaN."""
     settings = [a[n] for n in ("iou_threshold", "sigma", "min_score", "above")]
-    plain = a["sigma"] > 1e-30 and all(s >= 0 for s in settings)
+    segments, scores = a["segments"].reshape(-1, 2), a["scores"].flatten()
     return (
-        plain
-        and all_ordinary(a["segments"])
-        and native_nms.serves(
-            *(a[n].flatten(0, -2) if n == "segments" else a[n].flatten() for n in ("segments", "scores"))
-        )
+        a["sigma"] > 1e-30
+        and all(s >= 0 for s in settings)
+        and all_ordinary(segments)
+        and bool(torch.ops.tzn_native.plain_candidates(segments, scores))
     )
-
-
-def _suppress_segments(a: Arguments) -> Check:
-    index, score = native("suppress_segments", a)
-
-    def check(rng: Random) -> None:
-        if elsewhere(a):
-            return
-        count = a["scores"].shape[0]
-        assert len(index.unique()) == len(index) and ((index >= 0) & (index < count)).all()
-        if not _comparable(a):
-            return
-        assert (score[1:] <= score[:-1]).all()
-        if a["labels"] is None:
-            keep = ((a["scores"] > a["above"]) | (a["above"] <= 0)).nonzero().squeeze(1)
-            wanted = _one_group(a, keep, a["total"])
-            assert_same(index, wanted[0], "picks")
-            assert_scores(score, wanted[1])
-
-    return check
 
 
 def _group_arguments(rng: Random) -> Arguments:
@@ -173,7 +165,7 @@ def _group_arguments(rng: Random) -> Arguments:
     counts = torch.randint(number + 1, (rows,), generator=rng.torch)
     return {
         "segments": segments, "scores": scores, "labels": rng.maybe(lambda: labels.int()),
-        "counts": rng.maybe(lambda: counts), "groups": groups, "capacity": rng.size(20), "method": rng.integer(0, 3),
+        "counts": rng.maybe(lambda: counts), "groups": groups, "capacity": rng.size(20), "method": rng.integer(0, 4),
         "iou_threshold": rng.python.random(), "sigma": 0.5, "min_score": 0.01, "above": 0.0,
     }  # fmt: skip
 
@@ -222,9 +214,15 @@ def _vote_arguments(rng: Random) -> Arguments:
     dtype, groups = rng.choice((torch.float32, torch.float64)), rng.chance(0.5)
     kept, _, kept_labels = candidates(rng, dtype, rng.size(20))
     segments, scores, labels = candidates(rng, dtype)
+    several = rng.chance(0.3)  # recordings; else one
+    counts = _counts(rng, len(scores)) if several else None
+    cuts = torch.sort(torch.randint(len(kept) + 1, (len(counts) - 1,), generator=rng.torch)).values if several else None
+    whole = torch.tensor([len(kept)])
+    kept_counts = torch.cat([torch.zeros(1, dtype=torch.long), cuts, whole]).diff() if several else whole
     return {
-        "kept": kept, "segments": segments, "scores": scores, "threshold": rng.choice((0.0, 0.3, 0.75)),
-        "kept_group": kept_labels if groups else None, "group": labels if groups else None,
+        "kept": kept, "kept_counts": kept_counts, "segments": segments, "scores": scores, "counts": counts,
+        "threshold": rng.choice((0.0, 0.3, 0.75)), "kept_group": kept_labels if groups else None,
+        "group": labels if groups else None, "weight": rng.integer(0, 1),
     }  # fmt: skip
 
 
@@ -236,10 +234,42 @@ def _vote_segments(a: Arguments) -> Check:
             return
         if not all_ordinary(a["kept"], a["segments"], a["scores"]):
             return
-        if (a["segments"][:, 1] >= a["segments"][:, 0]).all() and (a["kept"][:, 1] >= a["kept"][:, 0]).all():
-            groups = a["kept_group"], a["group"]
-            wanted = vote_segments(a["kept"], a["segments"], a["scores"], a["threshold"], *groups)
-            assert_near(out, wanted, "votes", size=1000)
+        if not all((x[:, 1] >= x[:, 0]).all() for x in (a["segments"], a["kept"])):
+            return
+        counts = a["kept_counts"].tolist(), [len(a["scores"])] if a["counts"] is None else a["counts"].tolist()
+        names = ("kept", "kept_group"), ("segments", "scores", "group")
+        first = [0, 0]
+        for sizes in zip(*counts, strict=True):
+            part = {
+                n: None if a[n] is None else a[n][f : f + size]
+                for f, size, group in zip(first, sizes, names, strict=True) for n in group
+            }  # fmt: skip
+            wanted = vote_segments(
+                part["kept"], part["segments"], part["scores"], a["threshold"], part["kept_group"], part["group"],
+                weight=VOTE_WEIGHTS[a["weight"]],
+            )  # fmt: skip
+            found, voted = out[first[0] : first[0] + sizes[0]], wanted.isfinite().all(1)
+            if sizes[1]:  # nobody votes in an empty recording
+                assert found[~voted].isnan().all(), "no length, no votes"
+                assert_near(found[voted], wanted[voted], "votes", size=1000)
+            first = [f + size for f, size in zip(first, sizes, strict=True)]
+
+    return check
+
+
+def _decode_arguments(rng: Random) -> Arguments:
+    a = decode_arguments(rng)
+    row = {n: a[n][None] for n in ("position", "offset", "offset_std")}
+    tables = {n: () if a[n] is None else (a[n].position, a[n].std, a[n].count) for n in ("starts", "ends")}
+    return {**row, **tables, "snap_sigmas": a["snap_sigmas"]}
+
+
+def _decode_segments(a: Arguments) -> Check:
+    segments, std = native("decode_segments", a)
+
+    def check(rng: Random) -> None:
+        if not elsewhere(a):
+            assert segments.shape == std.shape == a["offset"].shape
 
     return check
 
@@ -248,7 +278,7 @@ RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]
     "native.active_tokens": (gate_arguments, _active_tokens),
     "native.boundary_crossings": (_crossing_arguments, _boundary_crossings),
     "native.select_candidates": (_selection_arguments, _select_candidates),
-    "native.suppress_segments": (_suppress_arguments, _suppress_segments),
+    "native.decode_segments": (_decode_arguments, _decode_segments),
     "native.suppress_recordings": (_recording_arguments, _suppress_recordings),
     "native.suppress_groups": (_group_arguments, _suppress_groups),
     "native.plain_candidates": (

@@ -30,7 +30,7 @@ RAW = [
     for name in (
         "active_tokens", "boundary_crossings", "local_attention", "local_attention_backward", "packed_local_attention",
         "packed_local_attention_backward", "plain_candidates", "select_candidates", "suppress_groups", "suppress_recordings",
-        "suppress_segments", "vote_segments", "gather_layer_norm", "gated_add_layer_norm", "layer_norm_backward",
+        "decode_segments", "vote_segments", "gather_layer_norm", "gated_add_layer_norm", "layer_norm_backward",
         "gated_scatter", "gate_backward",
     )
 ]  # fmt: skip
@@ -76,5 +76,5 @@ def test_registered_op(report, backend, name):
 def test_no_registered_op_is_left_out(backend):
     if backend == "cpp":
         registered = {schema.name.removeprefix("tzn_native::") for schema in torch._C._jit_get_all_schemas()
-                      if schema.name.startswith("tzn_native::")}  # fmt: skip
+                      if schema.name.startswith("tzn_native::")} - {"layout"}  # fmt: skip
         assert {f"native.{name}" for name in registered} == set(RAW)
