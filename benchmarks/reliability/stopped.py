@@ -51,12 +51,12 @@ def prediction(folder: Path, epochs: int, files: int) -> Work:
 
 def short_recordings(folder: Path, files: int, steps: tuple[int, int] = (60, 180)) -> Path:
     """Feature files of noise of random lengths; made once."""
-    rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(files):
         path = folder / f"r{i:06d}.npy"
         if not path.is_file():
-            length = np.random.default_rng([0, i]).integers(*steps)
+            rng = np.random.default_rng([0, i])
+            length = rng.integers(*steps)
             np.save(path, rng.standard_normal((length, CHANNELS), np.float32))
     return folder
 
