@@ -21,6 +21,10 @@ test-extractors: $(STAMP)
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps -c constraints.txt --target $(EXTRACTORS) torchvision timm
 	PYTHONPATH=$(EXTRACTORS) $(BIN)/python -m pytest -q tests/extractors
 
+# The tests whose numbers depend on the instruction set, once per SIMD level below the machine's own.
+test-simd: $(STAMP)
+	$(BIN)/python tests/simd_levels.py
+
 # Every program of benchmarks/evidence on tiny settings, and the directions that theory or counting make certain.
 evidence-smoke: $(STAMP)
 	$(BIN)/python -m pytest -q tests/evidence

@@ -6,6 +6,7 @@
 #include "suppression.h"
 
 #include <queue>
+#include <utility>
 
 namespace tzn {
 namespace {
@@ -18,7 +19,6 @@ template <typename F> TZN_MULTIVERSION void pick(Group<F>& group, int64_t place,
     case Method::remove: pick_with<F, Method::remove>(group, place, decay); break;
     default: pick_with<F, Method::remove_distant>(group, place, decay);
   }
-  refresh(group);
 }
 
 struct Found {
@@ -249,6 +249,37 @@ bool plain_candidates(Tensor segments, Tensor scores) {
   return false;
 }
 
+// Candidates of a recording by bin of their start, so that a kept segment asks only those that may reach its threshold.
+template <typename F> struct Voters {
+  Bins<F> bins;
+  std::vector<int64_t> begin, group;  // begin[b] … begin[b + 1] - 1 are of bin b
+  std::vector<F> segments, scores;
+
+  Voters(const F* given, const F* given_scores, const int64_t* given_group, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) bins.see(given[2 * i]);
+    bins.divide(count / 16);
+    begin.resize(bins.count + 1), segments.resize(2 * count), scores.resize(count), group.resize(given_group ? count : 0);
+    for (int64_t i = 0; i < count; ++i) ++begin[bins.of(given[2 * i]) + 1];
+    for (size_t b = 1; b < begin.size(); ++b) begin[b] += begin[b - 1];
+    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t place = next[bins.of(given[2 * i])]++;
+      segments[2 * place] = given[2 * i], segments[2 * place + 1] = given[2 * i + 1], scores[place] = given_scores[i];
+      if (given_group) group[place] = given_group[i];
+    }
+  }
+
+  // Candidates of IoU >= t > 0 are at most 1 / t times as long, so they begin no earlier than that before the segment, and
+  // before its end. A little more, for rounding.
+  std::pair<int64_t, int64_t> near(F start, F end, F threshold) const {
+    if (!(threshold > F(0))) return {0, begin.back()};
+    const F length = end - start;
+    const F slack = F(0.01) * length + 64 * std::numeric_limits<F>::epsilon() * (std::abs(start) + std::abs(end));
+    const F first = start - (length / threshold + slack), last = end + slack;
+    return {begin[bins.of(first)], begin[bins.of(last) + 1]};
+  }
+};
+
 // Sums of one kept segment's voters, in the arithmetic of the reference up to the order of the sums, which is in double.
 template <typename F>
 TZN_MULTIVERSION void vote_one(
@@ -294,16 +325,28 @@ Tensor run_vote(const Tensor& kept, const Tensor& segments, const Tensor& scores
   Tensor out = torch::stable::new_empty(kept, {kept.size(0), 2}, kept.scalar_type());
   const F* from = data<const F>(kept);
   F* to = data<F>(out);
+  const auto recordings = static_cast<int64_t>(votes.bounds.size()) - 1;
+  std::vector<std::optional<Voters<F>>> voters(recordings);
+  torch::stable::parallel_for(0, recordings, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t first = votes.bounds[r];
+      if (votes.kept_bounds[r] < votes.kept_bounds[r + 1])
+        voters[r].emplace(
+            data<const F>(segments) + 2 * first, data<const F>(scores) + first,
+            votes.group ? votes.group + first : nullptr, votes.bounds[r + 1] - first);
+    }
+  });
   torch::stable::parallel_for(0, kept.size(0), 16, [&](int64_t begin, int64_t end) {
     const auto& bounds = votes.kept_bounds;
     int64_t r = std::upper_bound(bounds.begin(), bounds.end(), begin) - bounds.begin() - 1;
     for (int64_t i = begin; i < end; ++i) {
       while (i >= bounds[r + 1]) ++r;
-      const int64_t first = votes.bounds[r], count = votes.bounds[r + 1] - first;
+      const Voters<F>& own = *voters[r];
+      const auto [first, last] = own.near(from[2 * i], from[2 * i + 1], static_cast<F>(threshold));
       vote_one<F>(
-          data<const F>(segments) + 2 * first, data<const F>(scores) + first, count, from[2 * i], from[2 * i + 1],
-          static_cast<F>(threshold), votes.weight == VoteWeight::score_iou, votes.group ? votes.group + first : nullptr,
-          votes.kept_group ? votes.kept_group[i] : 0, to + 2 * i);
+          own.segments.data() + 2 * first, own.scores.data() + first, std::max<int64_t>(last - first, 0), from[2 * i],
+          from[2 * i + 1], static_cast<F>(threshold), votes.weight == VoteWeight::score_iou,
+          votes.group ? own.group.data() + first : nullptr, votes.kept_group ? votes.kept_group[i] : 0, to + 2 * i);
     }
   });
   return out;

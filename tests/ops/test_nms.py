@@ -349,3 +349,30 @@ def test_no_recordings_and_wrong_counts(backend):
     for counts in ([3, 2], [7, -1]):
         with pytest.raises(ValueError, match="counts"):
             ops.batched_nms_many(segments, scores, labels, torch.tensor(counts), 0.3, 0.05, 20)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_votes_from_far_away_are_not_asked_for_and_not_missed(dtype, threshold):
+    """Segments of very different lengths far from zero: the compiled kernel asks only those that can reach the threshold."""
+    generator = torch.Generator().manual_seed(0)
+    half = 10 ** (3 * torch.rand(3000, generator=generator, dtype=torch.float64) - 1)
+    centre = 1e4 + 5e3 * torch.rand(3000, generator=generator, dtype=torch.float64)
+    segments = torch.stack([centre - half, centre + half], 1).to(dtype)
+    scores = 0.1 + 0.9 * torch.rand(3000, generator=generator, dtype=torch.float64).to(dtype)
+    out, _, _, index = ops.batched_nms(
+        segments, scores, torch.zeros(3000, dtype=torch.long), 0.3, 0.05, 200, multiclass=False,
+        voting_thresh=threshold, return_index=True,
+    )  # fmt: skip
+    exact = vote_segments(segments[index].double(), segments.double(), scores.double(), threshold)
+    voted = exact.isfinite().all(1)
+    assert len(out) == 200 and voted.sum() > 150
+    torch.testing.assert_close(out[voted].double(), exact[voted], rtol=1e-6, atol=2e-3)
+
+
+def test_equal_scores_are_picked_in_the_order_of_the_input():
+    """Over many blocks of the compiled kernel's tree, whatever the order of time."""
+    start = torch.randperm(5000, generator=torch.Generator().manual_seed(0)).float()
+    segments = torch.stack([start, start + 0.5], 1)
+    kept = ops.nms(segments, torch.ones(5000), 0.5, max_seg_num=300)
+    assert kept.tolist() == list(range(300))

@@ -1,0 +1,1 @@
+"""What tzn survives and how far it scales: the programs behind docs/reliability.md."""
