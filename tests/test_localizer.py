@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import json
 import subprocess
 import sys
 
@@ -231,3 +232,30 @@ def test_a_generator_of_recordings_is_read_as_far_as_needed():
     results = localizer().iterate(endless())
     assert [next(results)[0] for _ in range(3)] == ["0", "1", "2"]
     assert len(read) <= 4
+
+
+def test_a_stream_of_rows_is_the_whole_recording(tmp_path):
+    model = Localizer(checkpoint(), overrides=["inference.max_segments=100000", "inference.pre_nms_topk=100000"])
+    live = model.stream(min_score=0.3, reach=40)
+    parts = [live.push(part) for part in np.array_split(rows(600), 7)] + [live.close()]
+    wanted = model(rows(600)).filter(score=0.3)
+    assert sum(map(len, parts)) == len(wanted) > 10
+    assert parts[-1].classes == NAMES
+    np.testing.assert_allclose(np.sort(np.concatenate([p.scores for p in parts])), np.sort(wanted.scores), atol=1e-4)
+    with pytest.raises(DataError, match=r"stream: fps = 25"):
+        model.stream(fps=25)
+
+
+def test_the_command_streams_lines(tmp_path):
+    loaded = checkpoint()
+    path = tmp_path / "small.ckpt"
+    save_checkpoint(path, loaded.model, loaded.config, loaded.classes)
+    np.savetxt(tmp_path / "rows.csv", rows(500), delimiter=",", header="a,b,c,d,e,f,g", comments="")
+    command = [sys.executable, "-m", "tzn", "predict", str(path), "-", "--stream", "--min-score", "0.5"]
+    text = (tmp_path / "rows.csv").read_text()
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) > 5 and all(one["score"] >= 0.5 and one["label"] in NAMES for one in found)
+    bad = subprocess.run(command, input="1,2,3\n", capture_output=True, text=True)
+    assert bad.returncode == 2 and "line 1 is ['1', '2', '3'], expected 7 finite numbers" in bad.stderr

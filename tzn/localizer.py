@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tzn.config import ExperimentConfig, InferenceConfig
 from tzn.config_loading import config_from_dict, override_trained
+from tzn.data.dataset import recording_grid
 from tzn.detections import Detections
 from tzn.errors import CheckpointError, ConfigError, DataError
 from tzn.inference.predict import (
@@ -32,6 +33,7 @@ from tzn.inference.predict import (
     recording_ids,
     signal_features,
 )  # fmt: skip
+from tzn.inference.stream import StreamLocalizer
 from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
 from tzn.models.pretrained import RawSignal, load_pretrained, pretrained_names
 
@@ -229,6 +231,49 @@ class Localizer:
         settings = self._settings(budget)
         return self._each(self._named(recordings), fps, settings)
 
+    def stream(
+        self,
+        *,
+        fps: float | None = None,
+        min_score: float | None = None,
+        window: float | None = None,
+        reach: float | None = None,
+        depth_shift: float | None = None,
+    ) -> Stream:
+        """A recording that is still going on: ``push`` its rows as they come, ``close`` at its end.
+
+        Args:
+            fps: rate of the rows, as of a call; a raw signal must have the model's own.
+            min_score: detections below are not wanted, which spares most of the work; None: all.
+            window: seconds per pass through the network; None: the receptive radius.
+            reach: seconds that a segment may extend to either side of the step that finds it.
+            depth_shift: a fixed turn of the depth dial; a budget needs the whole recording.
+
+        Raises:
+            ConfigError: a model or settings that cannot stream. DataError: a rate that is not the model's.
+
+        >>> live = load("hapt").stream(fps=50, min_score=0.5)
+        >>> early = [live.push(np.zeros((500, 6))) for second in range(5)]
+        >>> [len(found) for found in early]  # nothing is final yet
+        [0, 0, 0, 0, 0]
+        >>> live.close().classes == load("hapt").classes
+        True
+        """
+        rate, data = self._rate("stream", fps), self.config.data
+        if self.signal is not None and rate != self.signal.rate:
+            raise DataError(
+                f"stream: fps = {rate:g}: a stream is not resampled; this model reads {self.signal.rate:g} samples a second"
+            )
+        if data.fixed_length is not None:
+            raise ConfigError("data.fixed_length resizes whole recordings: this model cannot stream")
+        grid = recording_grid(1, data, rate)
+        steps = [None if x is None else max(math.ceil(x / grid.step), 1) for x in (window, reach)]
+        inner = StreamLocalizer(
+            self.network, grid, self.config.inference, min_score=min_score, window=steps[0], reach=steps[1],
+            depth_shift=depth_shift,
+        )  # fmt: skip
+        return Stream(self, inner)
+
     def __repr__(self) -> str:
         rate = "" if self.fps is None else f"{self.fps:g} {'samples' if self.signal else 'frames'} a second of "
         inputs = f"{rate}{self.channels} {'channels' if self.signal else 'features a step'}"
@@ -306,6 +351,37 @@ class Localizer:
                 f"{self.config.data.feat_stride:g}; features of another rate must be made anew (for these, leave fps out)"
             )
         return fps or known or math.nan
+
+
+class Stream:
+    """From :meth:`Localizer.stream`: rows in, detections that can no longer change out.
+
+    Attributes:
+        latency: seconds from the end of a segment to when it can be final, where no rival of it is unsettled.
+    """
+
+    def __init__(self, localizer: Localizer, inner: StreamLocalizer) -> None:
+        self._localizer, self._inner = localizer, inner
+        self._rest: Tensor | None = None  # samples of a step that is not complete
+        self.latency = inner.latency * inner.grid.step
+
+    def push(self, chunk: np.ndarray | Tensor) -> Detections:
+        """Detections that the next rows ``[n, channels]`` made final; seconds count from the first row of the stream.
+
+        Raises:
+            DataError: another width, values that are not finite. ValueError: the stream was closed.
+        """
+        rows = as_rows("chunk", chunk, self._localizer.channels)
+        if self._localizer.signal is not None:
+            rows = rows if self._rest is None else torch.cat([self._rest, rows])
+            size = self._localizer.signal.samples_per_step
+            whole = len(rows) // size * size
+            rows, self._rest = rows[:whole].reshape(whole // size, -1), rows[whole:]
+        return self._localizer.named(self._inner.push(rows), None)
+
+    def close(self) -> Detections:
+        """The rest, at the end of the recording; samples of an incomplete step are left out."""
+        return self._localizer.named(self._inner.close(), None)
 
 
 def as_rows(name: str, array: Any, channels: int) -> Tensor:
