@@ -1,4 +1,4 @@
-"""Every ``tzn`` command of README.md runs as it stands there, in a folder with small files of those names."""
+"""What README.md and docs/python.md show runs as it stands there, in a folder with small files of those names."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def place(tmp_path_factory) -> Path:
         shutil.move(place / name / f"features/{rec1}.npy", place / name / "features/rec1.npy")
     shutil.copytree(place / "thumos14/features", place / "i3d_features")
     shutil.copy(place / "thumos14/annotations.json", place / "thumos14.json")
-    np.savetxt(place / "phone.csv", rng.normal(size=(700, 6)), delimiter=",")
+    for name in ("phone", "monday", "tuesday"):
+        np.savetxt(place / f"{name}.csv", rng.normal(size=(700, 6)), delimiter=",")
 
     (place / "my.yaml").write_text(dump_config(small_run.small_config()))
     student = small_run.small_config("training.epochs=2", "data.fps=10")
@@ -133,3 +134,35 @@ def test_a_command_that_cannot_run_is_noticed(place, monkeypatch, capsys):
     capsys.readouterr()
     assert main(_argv("tzn predict thumos.ckpt i3d_features/ --out again.json")) == 2
     assert "--annotations FILE" in capsys.readouterr().err
+
+
+def _python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
+
+
+def _inputs() -> dict[str, torch.Tensor]:
+    """What the blocks on ops and modules take for granted."""
+    torch.manual_seed(0)
+    start = 50 * torch.rand(40)
+    return {
+        "segments": torch.stack([start, start + 1 + torch.rand(40)], 1), "scores": torch.rand(40),
+        "labels": torch.randint(3, (40,)), "tau": torch.rand(2, 60), "x": torch.randn(2, 60, 512),
+        "mask": torch.arange(60) < torch.tensor([[60], [45]]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "results"), [("README.md", ["found.csv"]), ("docs/python.md", ["0.csv", "2.csv"])])
+def test_every_python_block_runs(page, results, place, monkeypatch):
+    """The blocks of a page one after the other, as one program."""
+    from tzn.training import train
+
+    monkeypatch.chdir(place)
+    if not (place / "runs/my").is_dir():
+        train(small_run.small_config("training.epochs=2"), place / "mydata", place / "runs/my", accelerator="cpu")
+    blocks = _python_blocks((ROOT / page).read_text())
+    assert len(blocks) >= 2
+    program = _inputs()
+    for block in blocks:
+        exec(compile(block, page, "exec"), program)
+    for result in results:
+        assert (place / result).stat().st_size

@@ -271,7 +271,11 @@ def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
     p.add_argument("checkpoint", nargs="?", help="checkpoint, or the folder of a run; none with --pretrained")
     p.add_argument("inputs", nargs="*", metavar="INPUT", help=".npy/.npz feature files or folders of them")
     p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (.npy, .csv): hapt")
-    p.add_argument("--out", type=Path, required=True, help="predictions.json, .csv, or a folder for --format srt")
+    p.add_argument("--out", type=Path, help="predictions.json, .csv, or a folder for --format srt; not with --stream")
+    p.add_argument(
+        "--stream", action="store_true",
+        help="INPUT is -: CSV rows from standard input, a detection a line (JSON) as soon as it is final",
+    )  # fmt: skip
     p.add_argument("--format", choices=tuple(FORMATS), help="default, and not another than: the suffix of --out")
     p.add_argument(
         "--annotations", type=Path,
@@ -317,6 +321,11 @@ def _predict(o: argparse.Namespace) -> None:
         config = override_trained(config_from_dict(checkpoint.config), overrides)
     else:
         (checkpoint, config), signal, inputs = _load(paths[0], overrides), None, paths[1:]
+    if o.stream:
+        _predict_stream(o, inputs, checkpoint, signal, overrides)
+        return
+    if o.out is None:
+        raise DataError("expected --out FILE (with --stream, detections go to standard output)")
     settings = config.inference
     if o.budget is not None:
         try:
@@ -339,6 +348,34 @@ def _predict(o: argparse.Namespace) -> None:
         print(f"tzn predict: left out: {reason}", file=sys.stderr)
     if done.failed:
         sys.exit(1)
+
+
+def _predict_stream(o: argparse.Namespace, inputs, checkpoint, signal, overrides) -> None:  # type: ignore[no-untyped-def]
+    """Rows of CSV from standard input to detections as JSON lines on standard output."""
+    from tzn.errors import DataError
+    from tzn.formats import rows
+    from tzn.inference.stream import read_rows
+    from tzn.localizer import Localizer
+
+    if [str(path) for path in inputs] != ["-"] or o.out is not None:
+        raise DataError(
+            "--stream reads standard input and writes standard output: expected the one input -, and no --out"
+        )
+    refused = ("budget", "annotations", "top", "traces", "video_scores", "format", "resume", "keep_going")
+    if given := [f"--{name.replace('_', '-')}" for name in refused if getattr(o, name)]:
+        raise DataError(f"{given[0]} needs whole recordings: not with --stream")
+    model = Localizer(checkpoint, signal, overrides=overrides).to(o.device)
+    live = model.stream(fps=o.fps, min_score=o.min_score)
+
+    def say(found) -> None:  # type: ignore[no-untyped-def]
+        for row in rows(found, None):
+            print(json.dumps(row))
+        if len(found):
+            sys.stdout.flush()
+
+    for line in read_rows(sys.stdin.buffer, model.channels):
+        say(live.push(line))
+    say(live.close())
 
 
 def _add_score(commands) -> None:  # type: ignore[no-untyped-def]

@@ -36,7 +36,7 @@ def load_signal(path: str | Path, channels: int) -> np.ndarray:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error})") from None
     rows = [(number, _fields(line)) for number, line in enumerate(lines, 1) if line.strip()]
-    if rows and not any(map(_is_number, rows[0][1])):
+    if rows and not any(map(is_number, rows[0][1])):
         rows = rows[1:]  # names of the columns
     if not rows:
         raise DataError(f"{path}: holds no samples")
@@ -111,7 +111,7 @@ def _fields(line: str) -> list[str]:
     return line.split()
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

@@ -56,7 +56,7 @@ class Candidates(NamedTuple):
     trace: Trace
 
 
-class _Selection(NamedTuple):
+class Selection(NamedTuple):
     """Points and classes that may be an action, in grid steps of the recording; level by level by falling score."""
 
     position: Tensor  # [N]
@@ -67,7 +67,7 @@ class _Selection(NamedTuple):
     offset_std: Tensor | None  # [N, 2]
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """Steps [low, high) of a chunk belong to the result; its step 0 is step ``origin`` of the recording."""
 
     low: int
@@ -136,10 +136,10 @@ def candidates(
     best = _BestOfLevels(topk, len(model.config.strides))
     depths, fields, step_scores = [], [], []
     mode: str = config.mode
-    chunks = _chunks(model, features, config, progress) if computed is None else [(computed, _Chunk(0, steps, 0))]
+    chunks = _chunks(model, features, config, progress) if computed is None else [(computed, Chunk(0, steps, 0))]
     for points, chunk in chunks:
         mode = mode_for(points, config)
-        selection = _select(points, chunk, config, topk)
+        selection = select(points, chunk, config, topk)
         best.add(selection)
         depths.append(points.depth[0, chunk.low : chunk.high])
         if points.fields is not None and mode != "anchor":
@@ -170,7 +170,7 @@ def candidates(
 
 def _chunks(
     model: Localizer, features: Tensor, config: InferenceConfig, progress: Progress | None
-) -> Iterator[tuple[Points, _Chunk]]:
+) -> Iterator[tuple[Points, Chunk]]:
     """The points of the whole recording, or chunk by chunk with the receptive field as overlap."""
     steps = features.shape[0]
     spans = list(_spans(steps, config.chunk, model.receptive_radius))
@@ -186,18 +186,18 @@ def _chunks(
     if budget is not None and passes == 2:
         logits = []
         for low, high, first, last in spans:
-            logits.append(model.depth_logits(*_one(features, first, last))[:, low - first : high - first])
+            logits.append(model.depth_logits(*alone(features, first, last))[:, low - first : high - first])
             done(high, first_pass=True)
         whole = torch.cat(logits, dim=1)
         shift = budget_shift(whole, torch.ones_like(whole, dtype=torch.bool), budget)
         budget = None
     for low, high, first, last in spans:
-        points = model.points(*_one(features, first, last), budget=budget, depth_shift=shift)
-        yield points, _Chunk(low - first, high - first, first)
+        points = model.points(*alone(features, first, last), budget=budget, depth_shift=shift)
+        yield points, Chunk(low - first, high - first, first)
         done(high)
 
 
-def _one(features: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+def alone(features: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     """Steps [first, last) of a recording as a batch of one, and its mask."""
     part = features[None, first:last]
     return part, torch.ones(part.shape[:2], dtype=torch.bool, device=part.device)
@@ -214,14 +214,14 @@ def _spans(steps: int, chunk: int, radius: int | None) -> Iterator[tuple[int, in
         yield low, high, max(low - radius, 0), min(high + radius, steps)
 
 
-def _select(points: Points, chunk: _Chunk, config: InferenceConfig, topk: int) -> _Selection:
+def select(points: Points, chunk: Chunk, config: InferenceConfig, topk: int) -> Selection:
     grid = points.grid
     inside = (grid.position >= chunk.low) & (grid.position < chunk.high) & points.mask[0]
     scores = points.scores[0] * inside.unsqueeze(-1)
     chosen = ops.select_candidates(scores, grid.level, min_score=config.pre_nms_thresh, topk=topk)
     rows, inverse = chosen.point.unique(return_inverse=True)
     offset, std = points.offsets(rows)
-    return _Selection(
+    return Selection(
         grid.position[chosen.point] + chunk.origin,
         grid.level[chosen.point],
         chosen.label,
@@ -236,14 +236,14 @@ class _BestOfLevels:
 
     def __init__(self, topk: int, levels: int) -> None:
         self.topk, self.capacity = topk, topk * levels
-        self.parts: list[_Selection] = []
+        self.parts: list[Selection] = []
 
-    def add(self, part: _Selection) -> None:
+    def add(self, part: Selection) -> None:
         self.parts.append(part)
         if sum(p.score.numel() for p in self.parts) > 2 * self.capacity:
             self.parts = [self.merged()]
 
-    def merged(self) -> _Selection:
+    def merged(self) -> Selection:
         if len(self.parts) == 1:
             return self.parts[0]
         whole = [None if part[0] is None else torch.cat(part) for part in zip(*self.parts, strict=True)]
@@ -254,10 +254,10 @@ class _BestOfLevels:
         levels = level[order]
         rank = torch.arange(levels.numel(), device=levels.device) - torch.searchsorted(levels, levels)
         order = order[rank < self.topk]
-        return _Selection(*(None if x is None else x[order] for x in whole))  # type: ignore[arg-type]
+        return Selection(*(None if x is None else x[order] for x in whole))  # type: ignore[arg-type]
 
 
-def _step_scores(scores: Tensor, grid: PointGrid, chunk: _Chunk) -> Tensor:
+def _step_scores(scores: Tensor, grid: PointGrid, chunk: Chunk) -> Tensor:
     """Class scores per step ``[T, C]``: the best level's nearest point."""
     time = torch.arange(chunk.low, chunk.high, device=scores.device)
     best = scores.new_zeros(time.numel(), scores.shape[1])
@@ -269,7 +269,7 @@ def _step_scores(scores: Tensor, grid: PointGrid, chunk: _Chunk) -> Tensor:
     return best
 
 
-def _wanted_steps(selection: _Selection, steps: int, config: InferenceConfig) -> Tensor:
+def _wanted_steps(selection: Selection, steps: int, config: InferenceConfig) -> Tensor:
     """Steps whose distance can matter: around each candidate end, as far as it may snap, plus the votes there."""
     assert selection.offset_std is not None
     position, offset = selection.position, selection.offset

@@ -149,7 +149,7 @@ def predict_files(
     jobs = []
     for name, path in zip(names, files, strict=True):
         try:
-            _check(path, config, signal)
+            check_input(path, config, signal)
             if fuse is not None and name not in fuse:
                 raise DataError(f"{path}: {video_scores} has no scores for {name!r}")
             jobs.append(_job(name, path, config, known.get(name), fps, signal))
@@ -186,8 +186,8 @@ def predict_files(
         )  # fmt: skip
         with bar:
             recordings = _readable(todo, config, signal, keep_going, failed)
-            for batch in _batches(recordings, min(SHORT_STEPS, settings.chunk)):
-                found = _localized(model, batch, config, settings, signal, place, traces)
+            for batch in batches(recordings, min(SHORT_STEPS, settings.chunk)):
+                found = localized(model, batch, config, settings, signal, place, traces)
                 if fuse is not None:
                     found = fuse_video_scores(found, fuse)
                 part.add({name: confident(d, min_score, top) for name, d in found.items()})
@@ -306,7 +306,7 @@ def _classes(
     return classes, load_video_scores(video_scores, classes)
 
 
-def _check(path: Path, config: ExperimentConfig, signal: RawSignal | None) -> None:
+def check_input(path: Path, config: ExperimentConfig, signal: RawSignal | None) -> None:
     """What can be told of a file without its values."""
     if signal is None:
         read_header(path, config.model.feature_dim, npz_key=config.data.npz_key)
@@ -314,16 +314,20 @@ def _check(path: Path, config: ExperimentConfig, signal: RawSignal | None) -> No
         check_signal(path, len(signal.channels))
 
 
-def _read(job: Job, config: ExperimentConfig, signal: RawSignal | None) -> np.ndarray:
+def read_input(job: Job, config: ExperimentConfig, signal: RawSignal | None) -> np.ndarray:
     """Features ``[T, C]`` of a recording."""
     if signal is None:
         return load_features(job.path, npz_key=config.data.npz_key, input_dim=config.model.feature_dim)
     try:
-        samples = resample(load_signal(job.path, len(signal.channels)), job.fps, signal.rate)
-        return signal_to_features(samples, signal.samples_per_step)
+        return signal_features(load_signal(job.path, len(signal.channels)), job.fps, signal)
     except DataError as error:
         text = str(error)
         raise DataError(text if text.startswith(str(job.path)) else f"{job.path}: {text}") from None
+
+
+def signal_features(samples: np.ndarray, fps: float, signal: RawSignal) -> np.ndarray:
+    """Features ``[T, C]`` of raw samples ``[samples, channels]``, ``fps`` of them a second."""
+    return signal_to_features(resample(samples, fps, signal.rate), signal.samples_per_step)
 
 
 def _job(
@@ -367,14 +371,14 @@ def _readable(
     """Recordings with their features, up to the first bad file or without the bad ones."""
     for job in jobs:
         try:
-            yield job, torch.from_numpy(_read(job, config, signal))
+            yield job, torch.from_numpy(read_input(job, config, signal))
         except DataError as error:
             failed[job.path] = str(error)
             if not keep_going:
                 return
 
 
-def _batches(recordings: Iterator[tuple[Job, Tensor]], short: int) -> Iterator[list[tuple[Job, Tensor]]]:
+def batches(recordings: Iterator[tuple[Job, Tensor]], short: int) -> Iterator[list[tuple[Job, Tensor]]]:
     """Recordings to run side by side: short ones of similar length, long ones alone."""
     window: list[tuple[Job, Tensor]] = []
     steps = 0
@@ -402,9 +406,9 @@ def _similar(window: list[tuple[Job, Tensor]]) -> Iterator[list[tuple[Job, Tenso
         yield batch
 
 
-def _localized(
+def localized(
     model: Any, batch: list[tuple[Job, Tensor]], config: ExperimentConfig, settings: InferenceConfig,
-    signal: RawSignal | None, device: torch.device, traces: Path | None,
+    signal: RawSignal | None, device: torch.device, traces: Path | None = None,
 ) -> dict[str, Detections]:  # fmt: skip
     """Detections of recordings side by side; their traces are written."""
     data = config.data
