@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
-KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
-.PHONY: demo test test-extractors evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
+.PHONY: demo test test-simd test-extractors evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
