@@ -16,6 +16,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"demo"},
+    {"localizer"},
     {"compat", "info", "training", "view"},
     {"inference"},
     {"visualization"},
