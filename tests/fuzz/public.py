@@ -191,7 +191,7 @@ def _crossings(rng: Random, dtype: torch.dtype) -> ops.Crossings:
     return ops.Crossings(position, rng.uniform(1, places, dtype=dtype), torch.ones(1, places, dtype=dtype), count)
 
 
-def decode_arguments(rng: Random) -> Arguments:
+def _decode_arguments(rng: Random) -> Arguments:
     count, dtype, both = rng.size(40), rng.choice((torch.float32, torch.float64)), rng.chance(0.7)
     offset = 10 * rng.uniform(count, 2, dtype=dtype)
     return {
@@ -370,7 +370,7 @@ PUBLIC: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Che
     "batched_nms": (_suppression("batched_nms"), _batched("batched_nms")),
     "batched_nms_many": (_suppression("batched_nms_many"), _batched("batched_nms_many")),
     "boundary_crossings": (field_arguments, _boundary_crossings),
-    "decode_segments": (decode_arguments, _decode_segments),
+    "decode_segments": (_decode_arguments, _decode_segments),
     "depth_gates": (
         lambda rng: {
             "tau": rng.uniform(rng.size(3), rng.size(20), dtype=rng.choice(FLOATS)),
