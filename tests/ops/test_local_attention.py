@@ -137,3 +137,8 @@ def test_clear_errors(change, message):
     } | change
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         ops.local_attention(given.pop("q"), given.pop("k"), given.pop("v"), given.pop("window"), **given)
+
+
+def test_no_heads_give_no_values():
+    q = torch.zeros(2, 0, 40, 8)
+    assert ops.local_attention(q, q, q, 5).shape == q.shape

@@ -169,7 +169,7 @@ def packed_local_attention(
     """
     queries, _, width = q.shape
     keys, radius = k.shape[0], window // 2
-    if queries == 0:
+    if queries == 0 or heads == 0:
         return q.clone()  # empty, but a part of the graph
     tiles = -(-keys // TILE)
     used = torch.unique_consecutive(slot // TILE)
