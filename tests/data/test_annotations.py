@@ -195,7 +195,7 @@ def test_a_bomb_and_numbers_beyond_reading_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"bomb\.json\.gz: more than 1 MiB of JSON, unpacked"):
         annotations.read_json(bomb)
     for text, words in (
-        ("9" * 5000, "not valid JSON"),
+        ("9" * 5000, "expected an object"),
         ("[" * 3000 + "]" * 3000, "nested too deeply|expected an object"),
     ):
         path = tmp_path / "x.json"

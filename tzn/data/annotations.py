@@ -178,10 +178,9 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON: {error}") from None
 
 
-def _integer(text: str) -> int:
-    if len(text) > 300:
-        raise ValueError(f"an integer of {len(text)} digits, more than any number has")
-    return int(text)
+def _integer(text: str) -> int | float:
+    """An integer that no float holds is infinite: those are refused wherever numbers are checked, with their place."""
+    return int(text) if len(text) < 300 else float(text)
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

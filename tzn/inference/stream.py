@@ -94,7 +94,7 @@ class StreamLocalizer:
         coarsest = model.config.strides[-1]
         self.model, self.grid, self.radius = model, grid, radius
         self.window = -(-(window or radius) // coarsest) * coarsest
-        shortest = int(model.config.regression_ranges[-1][0])
+        shortest = int(model.config.regression_ranges[-1][0])  # type: ignore[union-attr]
         self.reach = reach or max(REACH_OF_COARSEST * coarsest, shortest)
         soft = config.nms in ("soft", "linear")
         self._floor = max(min_score or 0.0, config.min_score if soft else 0.0)
@@ -362,7 +362,7 @@ def _at(chosen: Selection, index: Tensor) -> Selection:
 def _chained(before: Selection | None, new: Selection) -> Selection:
     if before is None:
         return new
-    return Selection(*(None if b is None else torch.cat([a, b]) for a, b in zip(before, new, strict=True)))  # type: ignore[arg-type]
+    return Selection(*(None if b is None else torch.cat([a, b]) for a, b in zip(before, new, strict=True)))  # type: ignore[arg-type,list-item]
 
 
 def _together(before: _Alive, new: _Alive) -> _Alive:

@@ -167,7 +167,7 @@ def packed_local_attention(
     Returns:
         ``[A, H, D]``.
     """
-    queries, _, width = q.shape
+    queries, heads, width = q.shape
     keys, radius = k.shape[0], window // 2
     if queries == 0 or heads == 0:
         return q.clone()  # empty, but a part of the graph
