@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK, ATTENTION = "tests/ops/test_variable_depth_block.py", "tests/ops/test_local_attention.py"
 DISPATCH, NMS, CROSSINGS = "tests/ops/test_dispatch.py", "tests/ops/test_nms.py", "tests/ops/test_boundary_crossings.py"
-DECODE = "tests/ops/test_decode_segments.py"
+LAYOUTS, DECODE = "tests/ops/test_attention_layouts.py", "tests/ops/test_decode_segments.py"
 
 
 class Fault(NamedTuple):
@@ -45,9 +45,9 @@ FAULTS = [
     Fault("tzn/ops/local_attention.py", "if torch.is_grad_enabled():", "if False:", DISPATCH),
     Fault("tzn/ops/variable_depth_block.py", "if torch.is_grad_enabled():", "if False:", DISPATCH),
     # Public functions and implementations
-    Fault("tzn/ops/local_attention.py", "bias[:, radius : radius + window]", "bias[:, :window]", ATTENTION),
-    Fault("tzn/ops/local_attention.py", "last >= radius], 1)", "last >= 0], 1)", ATTENTION),
-    Fault("tzn/ops/local_attention.py", "out.zero_().index_copy_(0, chosen, few)", "out.index_copy_(0, chosen, few)", ATTENTION),
+    Fault("tzn/ops/local_attention.py", "window // 2 : window // 2 + window", ":window", LAYOUTS),
+    Fault("tzn/ops/local_attention.py", "last >= radius], 1)", "last >= 0], 1)", LAYOUTS),
+    Fault("tzn/ops/local_attention.py", "out.zero_().index_copy_(0, chosen, few)", "out.index_copy_(0, chosen, few)", LAYOUTS),
     Fault("tzn/ops/variable_depth_block.py", "dnormed1 += dquery_rows", "pass", BLOCK),
     Fault("tzn/ops/variable_depth_block.py", "dgate1 + dgate2", "dgate1", BLOCK),
     Fault("tzn/ops/nms.py", "max(max_seg_num, 0),\n        voting_thresh", "max_seg_num + 1,\n        voting_thresh", NMS),
