@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def training_batches(config: ExperimentConfig, data: Path, count: int) -> list[B
 
 def stepper(
     config: ExperimentConfig, weights: Path | None, teacher: Teacher | None, batches: list[Batch]
-) -> Callable[[], Tensor]:
+) -> Callable[..., Tensor]:
     """A function that does one whole training step with the next batch and returns its loss.
 
     Its learning rate is 0: depths stay as they are.
@@ -51,8 +52,11 @@ def stepper(
     module.train()
     optimizer = torch.optim.AdamW(decay_groups(module.model, config.training.weight_decay), lr=0.0)
     turn = itertools.cycle(batches)
+    fresh = copy.deepcopy(module.objective)
 
-    def step() -> Tensor:
+    def step(anew: bool = False) -> Tensor:
+        if anew:  # what it has seen before scales the loss: the number of positives, averaged
+            module.objective = copy.deepcopy(fresh)
         batch = next(turn)
         outputs = module.model(*module._padded(batch))
         taught = () if teacher is None else (teacher(batch.features, batch.mask),)
@@ -68,7 +72,7 @@ def stepper(
 
 def steppers(
     runs: Any, seed: int, twins: dict[str, list[str]], batches: list[Batch]
-) -> dict[str, Callable[[], Tensor]]:
+) -> dict[str, Callable[..., Tensor]]:
     own, student = runs.config("teacher", seed), runs.config("alone", seed)
     teacher = Teacher(load_run(runs.path("teacher", seed)).model)  # type: ignore[arg-type]
     four, two = (override_config(own, settings) for settings in twins.values())
@@ -83,12 +87,12 @@ def steppers(
     }
 
 
-def check_loss(name: str, step: Callable[[], Tensor], batches: int) -> None:
+def check_loss(name: str, step: Callable[..., Tensor], batches: int) -> None:
     """The step's loss is the one that the ops' definitions give on the same batch with the same random numbers."""
 
     def seeded() -> Tensor:
         torch.manual_seed(0)
-        return step()
+        return step(anew=True)
 
     given = [seeded() for _ in range(batches)]
     parity.same(name, given, parity.by_definition(lambda: [seeded() for _ in range(batches)]), rtol=1e-4, atol=1e-5)
