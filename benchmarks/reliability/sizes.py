@@ -100,7 +100,7 @@ def fuzz(calls: int, seconds: float, cases: int, seed: int) -> dict[str, Any]:
                 total[0] += int(answers)
                 total[1] += int(errors)
             if run.returncode != 0:
-                wrong.append(f"{backend}, seed {seed + rounds}: {run.stderr[-2000:]}")
+                wrong.append(f"{backend}, seed {seed + rounds}: {run.stderr[-2000:].replace(f'{Path.cwd()}/', '')}")
         rounds += 1
     every = [c for ops in counts.values() for c in ops.values()]
     return {
