@@ -14,14 +14,7 @@
 #include <optional>
 #include <tuple>
 
-// One copy of the function per instruction set, chosen when the library is loaded; no -march=native anywhere.
-// The attribute does not reach functions that are called: those must be inlined (TZN_INLINE), and a lambda handed to
-// parallel_for must only call a TZN_MULTIVERSION function.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(TZN_SANITIZE)
-#define TZN_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define TZN_MULTIVERSION
-#endif
+// Code that is copied once per instruction set (simd/levels.h) calls only what is inlined into it.
 #define TZN_INLINE inline __attribute__((always_inline))
 
 namespace tzn {

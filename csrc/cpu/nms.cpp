@@ -8,17 +8,14 @@
 #include <queue>
 #include <utility>
 
+#define TZN_KERNELS "nms_kernels.h"
+#include "simd/levels.h"
+
 namespace tzn {
 namespace {
 
-template <typename F> TZN_MULTIVERSION void pick(Group<F>& group, int64_t place, const Decay<F>& decay) {
-  switch (decay.method) {
-    case Method::gaussian: pick_with<F, Method::gaussian>(group, place, decay); break;
-    case Method::linear: pick_with<F, Method::linear>(group, place, decay); break;
-    case Method::zero: pick_with<F, Method::zero>(group, place, decay); break;
-    case Method::remove: pick_with<F, Method::remove>(group, place, decay); break;
-    default: pick_with<F, Method::remove_distant>(group, place, decay);
-  }
+template <typename F> void pick(Group<F>& group, int64_t place, const Decay<F>& decay) {
+  TZN_DISPATCH(pick(group, place, decay));
 }
 
 struct Found {
@@ -228,14 +225,9 @@ std::tuple<Tensor, Tensor, Tensor> suppress_groups(
   return {given.index, given.score, given.made};
 }
 
-template <typename F> TZN_MULTIVERSION bool plain(const Tensor& segments, const Tensor& scores) {
-  const F *ends = data<const F>(segments), *score = data<const F>(scores);
-  const F infinity = std::numeric_limits<F>::infinity();
-  const F far = std::numeric_limits<F>::max() / 8;  // sums of two lengths stay finite
+template <typename F> bool plain(const Tensor& segments, const Tensor& scores) {
   int64_t odd = 0;
-  for (int64_t i = 0; i < 2 * segments.size(0); ++i) odd += !(ends[i] > -far && ends[i] < far);
-  for (int64_t i = 0; i < scores.size(0); ++i)
-    odd += !(score[i] >= F(0) && score[i] < infinity && ends[2 * i + 1] >= ends[2 * i]);
+  TZN_DISPATCH(count_odd(data<const F>(segments), data<const F>(scores), segments.size(0), odd));
   return odd == 0;
 }
 
@@ -280,37 +272,6 @@ template <typename F> struct Voters {
   }
 };
 
-// Sums of one kept segment's voters, in the arithmetic of the reference up to the order of the sums, which is in double.
-template <typename F>
-TZN_MULTIVERSION void vote_one(
-    const F* segments, const F* scores, int64_t count, F start, F end, F threshold, bool by_overlap, const int64_t* group,
-    int64_t own, F* out) {
-  double total[8] = {}, starts[8] = {}, ends[8] = {};
-  const F length = end - start;
-  const int64_t whole = count / 8 * 8;
-  const auto add = [&](int64_t j, int lane) __attribute__((always_inline)) {
-    const F other_start = segments[2 * j], other_end = segments[2 * j + 1];
-    const F low = other_start > start ? other_start : start, high = other_end < end ? other_end : end;
-    const F overlap = high - low > F(0) ? high - low : F(0);
-    const F iou = overlap / ((length + (other_end - other_start)) - overlap);
-    const bool votes = iou >= threshold && (!group || group[j] == own);
-    const double weight = votes ? static_cast<double>(by_overlap ? scores[j] * iou : scores[j]) : 0.0;
-    total[lane] += weight;
-    starts[lane] += weight * static_cast<double>(other_start);
-    ends[lane] += weight * static_cast<double>(other_end);
-  };
-  for (int64_t j = 0; j < whole; j += 8)
-    for (int lane = 0; lane < 8; ++lane) add(j + lane, lane);
-  for (int64_t j = whole; j < count; ++j) add(j, 0);
-  for (int lane = 1; lane < 8; ++lane) {
-    total[0] += total[lane];
-    starts[0] += starts[lane];
-    ends[0] += ends[lane];
-  }
-  out[0] = static_cast<F>(starts[0] / total[0]);
-  out[1] = static_cast<F>(ends[0] / total[0]);
-}
-
 // Numbered as VOTE_WEIGHTS of tzn/reference/nms.py.
 enum class VoteWeight : int64_t { score_iou, score };
 
@@ -343,10 +304,13 @@ Tensor run_vote(const Tensor& kept, const Tensor& segments, const Tensor& scores
       while (i >= bounds[r + 1]) ++r;
       const Voters<F>& own = *voters[r];
       const auto [first, last] = own.near(from[2 * i], from[2 * i + 1], static_cast<F>(threshold));
-      vote_one<F>(
-          own.segments.data() + 2 * first, own.scores.data() + first, std::max<int64_t>(last - first, 0), from[2 * i],
-          from[2 * i + 1], static_cast<F>(threshold), votes.weight == VoteWeight::score_iou,
-          votes.group ? own.group.data() + first : nullptr, votes.kept_group ? votes.kept_group[i] : 0, to + 2 * i);
+      const F *candidates = own.segments.data() + 2 * first, *their_scores = own.scores.data() + first;
+      const int64_t* group = votes.group ? own.group.data() + first : nullptr;
+      const int64_t count = std::max<int64_t>(last - first, 0), of_kept = votes.kept_group ? votes.kept_group[i] : 0;
+      const bool by_overlap = votes.weight == VoteWeight::score_iou;
+      TZN_DISPATCH(vote_one(
+          candidates, their_scores, count, from[2 * i], from[2 * i + 1], static_cast<F>(threshold), by_overlap, group,
+          of_kept, to + 2 * i));
     }
   });
   return out;
