@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK, ATTENTION = "tests/ops/test_variable_depth_block.py", "tests/ops/test_local_attention.py"
 DISPATCH, NMS, CROSSINGS = "tests/ops/test_dispatch.py", "tests/ops/test_nms.py", "tests/ops/test_boundary_crossings.py"
 LAYOUTS, DECODE = "tests/ops/test_attention_layouts.py", "tests/ops/test_decode_segments.py"
+SELECT = f"{DECODE} tests/ops/test_messy_decode.py tests/ops/test_public_surface.py tests/ops/test_library.py"
 
 
 class Fault(NamedTuple):
@@ -52,7 +53,7 @@ FAULTS = [
     Fault("tzn/ops/variable_depth_block.py", "dgate1 + dgate2", "dgate1", BLOCK),
     Fault("tzn/ops/nms.py", "max(max_seg_num, 0),\n        voting_thresh", "max_seg_num + 1,\n        voting_thresh", NMS),
     Fault("tzn/ops/nms.py", "VOTE_WEIGHTS.index(vote_weight)", "0", NMS),
-    Fault("tzn/ops/select_candidates.py", "of_level * topk", "of_level * (topk - 1)", "tests/ops"),
+    Fault("tzn/ops/select_candidates.py", "of_level * topk", "of_level * (topk - 1)", SELECT),
     # Definitions
     Fault("tzn/reference/active_tokens.py", "near if mask is None else near & mask", "near", "tests/ops/test_depth.py"),
     Fault("tzn/reference/depth_gates.py", "- layer).clamp(0, 1)", "- layer).clamp(0, 2)", "tests/ops/test_depth.py"),
@@ -62,7 +63,7 @@ FAULTS = [
     # Compiled kernels
     Fault("csrc/cpu/active_tokens.cpp", "radius >= steps - t ? steps : t + radius + 1", "radius >= steps - t ? steps : t + radius", BLOCK),
     Fault("csrc/cpu/boundary_crossings.cpp", "reached.back() / 2", "reached.back() / 3", CROSSINGS),
-    Fault("csrc/cpu/select_candidates.cpp", "score > other.score ||", "score >= other.score ||", "tests/ops"),
+    Fault("csrc/cpu/select_candidates.cpp", "score > other.score ||", "score >= other.score ||", SELECT),
     Fault("csrc/cpu/decode_segments.cpp", "std::max<int64_t>(later - 1, 0)", "std::max<int64_t>(later - 2, 0)", DECODE),
     Fault("csrc/cpu/nms.cpp", "iou >= threshold && ", "iou > threshold + F(0.05) && ", NMS),
     Fault("csrc/suppression_rule.h", "overlap >= decay.iou_threshold ? next * (F(1) - overlap)", "overlap > decay.iou_threshold + F(1e-3) ? next * (F(1) - overlap)", NMS),
@@ -91,7 +92,8 @@ def caught(fault: Fault, copy: Path, python: str) -> tuple[bool, str, float]:
         if fault.file.startswith("csrc"):
             build = [python, "setup.py", "-q", "build_ext", "--inplace"]
             subprocess.run(build, cwd=copy, env=environment, check=True, capture_output=True)
-        command = [python, "-m", "pytest", "-q", "-x", "--no-header", "--ignore=tests/ops/test_fuzz.py", fault.tests]
+        command = [python, "-m", "pytest", "-q", "-x", "--no-header", "--ignore=tests/ops/test_fuzz.py"]
+        command += fault.tests.split()
         run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     finally:
         path.write_text(text)
@@ -106,9 +108,10 @@ def caught(fault: Fault, copy: Path, python: str) -> tuple[bool, str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--first", type=int, default=1, help="number of the first one to run, from 1")
     parser.add_argument("--copy", type=Path, help="where to copy the repository (default: a temporary folder)")
     arguments = parser.parse_args()
-    chosen = [fault for fault in FAULTS if arguments.only in fault.name]
+    chosen = [(n, f) for n, f in enumerate(FAULTS, start=1) if n >= arguments.first and arguments.only in f.name]
     with tempfile.TemporaryDirectory() as folder:
         copy = arguments.copy or Path(folder) / "tzn"
         subprocess.run(["git", "worktree", "add", "-q", "--detach", str(copy), "HEAD"], cwd=ROOT, check=True)
@@ -117,7 +120,7 @@ def main() -> int:
                 if built.exists():
                     (copy / "tzn" / built.name).write_bytes(built.read_bytes())
             survived = 0
-            for number, fault in enumerate(chosen, start=1):
+            for number, fault in chosen:
                 found, test, seconds = caught(fault, copy, sys.executable)
                 survived += not found
                 print(

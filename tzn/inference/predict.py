@@ -231,8 +231,8 @@ def output_format(out: Path, fmt: str | None) -> str:
     return named
 
 
-def checked_device(name: str) -> torch.device:
-    """A device that tensors can be put on and that a back end serves.
+def checked_device(name: str, given: str = "") -> torch.device:
+    """A device that tensors can be put on and that a back end serves; ``given``: what the user wrote for it.
 
     Raises:
         ConfigError: there is none of that name, or ``TZN_BACKEND`` names one that cannot serve it.
@@ -241,10 +241,9 @@ def checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise ConfigError(
-            f"--device {name}: torch {torch.__version__} cannot use it ({reason}); see 'tzn info'"
-        ) from None
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        reason = str(error).strip().split("\n")[0][:120]
+        raise ConfigError(f"{given or f'device {name}'}: not on this machine, which has {there} ({reason})") from None
     try:
         choose_backend(device)
     except ValueError as error:

@@ -1,0 +1,129 @@
+"""tzn predict: files, or rows of standard input with ``--stream``, to detections."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, load_trained
+from tzn.formats import FORMATS
+
+
+def add_predict(commands: Commands) -> None:
+    p = command(
+        commands, "predict", _predict, "localize actions in feature files",
+        "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json\n"
+        "tzn predict thumos.ckpt i3d_features/ --annotations thumos14.json --out predictions.json\n"
+        "tzn predict --pretrained hapt phone.csv --fps 100 --out predictions.json\n\n"
+        "exit code: 0 all done; 1 done but for the files listed (--keep-going); 2 stopped by an error",
+    )  # fmt: skip
+    p.add_argument("checkpoint", nargs="?", help="checkpoint, or the folder of a run; none with --pretrained")
+    p.add_argument("inputs", nargs="*", metavar="INPUT", help=".npy/.npz feature files or folders of them")
+    p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (.npy, .csv): hapt")
+    p.add_argument("--out", type=Path, help="predictions.json, .csv, or a folder for --format srt; not with --stream")
+    p.add_argument(
+        "--stream", action="store_true",
+        help="INPUT is -: CSV rows from standard input, a detection a line (JSON) as soon as it is final",
+    )  # fmt: skip
+    p.add_argument("--format", choices=tuple(FORMATS), help="default, and not another than: the suffix of --out")
+    p.add_argument(
+        "--annotations", type=Path,
+        help='frame rate ("fps") and "duration" of each recording, ActivityNet/ActionFormer JSON; segments are not read',
+    )  # fmt: skip
+    p.add_argument(
+        "--fps", type=float,
+        help="raw frames per second of all recordings; of raw signals, their samples per second (they are resampled)",
+    )  # fmt: skip
+    p.add_argument("--budget", type=float, help="mean depth in (0, 1] to run at")
+    p.add_argument(
+        "--min-score", type=float,
+        help="leave out detections below this score (default: all stay; in srt, the checkpoint's score threshold)",
+    )  # fmt: skip
+    p.add_argument("--top", type=int, help="keep at most so many detections per recording")
+    p.add_argument("--video-scores", type=Path, help=VIDEO_SCORES)
+    p.add_argument("--traces", type=Path, help="folder for distance and depth curves, for 'tzn plot'")
+    p.add_argument(
+        "--keep-going", action="store_true", help="leave out files that cannot be used, list them at the end"
+    )
+    p.add_argument("--resume", action="store_true", help="continue an interrupted prediction from OUT.part")
+    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    add_device(p, "cpu")
+
+
+def _predict(o: argparse.Namespace) -> None:
+    import dataclasses
+
+    from tzn.config_loading import config_from_dict, override_trained
+    from tzn.errors import ConfigError, DataError
+    from tzn.inference.predict import predict_files
+    from tzn.models.pretrained import load_pretrained
+
+    given = [text for text in (o.checkpoint, *o.inputs) if text is not None]
+    paths = [Path(text) for text in given if "=" not in text or Path(text).exists()]
+    overrides = [*o.overrides, *(text for text in given if Path(text) not in paths)]
+    if len(paths) < (1 if o.pretrained else 2):
+        raise DataError("expected a checkpoint and at least one input; with --pretrained NAME, at least one input")
+    if o.pretrained:
+        model = load_pretrained(o.pretrained)
+        checkpoint, signal, inputs = model.checkpoint, model.signal, paths
+        config = override_trained(config_from_dict(checkpoint.config), overrides)
+    else:
+        (checkpoint, config), signal, inputs = load_trained(paths[0], overrides), None, paths[1:]
+    if o.stream:
+        _predict_stream(o, inputs, checkpoint, signal, overrides)
+        return
+    if o.out is None:
+        raise DataError("expected --out FILE (with --stream, detections go to standard output)")
+    settings = config.inference
+    if o.budget is not None:
+        try:
+            settings = dataclasses.replace(settings, budget=o.budget)
+        except ValueError as error:
+            raise ConfigError(f"--budget {o.budget:g}: {error}") from None
+
+    def say(line: str) -> None:
+        if not o.quiet:
+            print(f"tzn predict: {line}", file=sys.stderr)
+
+    done = predict_files(
+        checkpoint, inputs, o.out, fmt=o.format, fps=o.fps, annotations=o.annotations, inference=settings,
+        min_score=o.min_score, top=o.top, traces=o.traces, video_scores=o.video_scores, signal=signal, device=o.device,
+        keep_going=o.keep_going, resume=o.resume, progress=not o.quiet, say=say,
+    )  # fmt: skip
+    if not o.quiet:
+        print(f"{done.detections} detections in {done.recordings} recordings: {o.out}")
+    for reason in done.failed.values():
+        print(f"tzn predict: left out: {reason}", file=sys.stderr)
+    if done.failed:
+        sys.exit(1)
+
+
+def _predict_stream(o: argparse.Namespace, inputs, checkpoint, signal, overrides) -> None:  # type: ignore[no-untyped-def]
+    """Rows of CSV from standard input to detections as JSON lines on standard output."""
+    from tzn.errors import DataError
+    from tzn.formats import rows
+    from tzn.inference.stream import read_rows
+    from tzn.localizer import Localizer
+
+    if [str(path) for path in inputs] != ["-"] or o.out is not None:
+        raise DataError(
+            "--stream reads standard input and writes standard output: expected the one input -, and no --out"
+        )
+    refused = ("budget", "annotations", "top", "traces", "video_scores", "format", "resume", "keep_going")
+    if given := [f"--{name.replace('_', '-')}" for name in refused if getattr(o, name)]:
+        raise DataError(f"{given[0]} needs whole recordings: not with --stream")
+    model = Localizer(checkpoint, signal, overrides=overrides).to(o.device)
+    live = model.stream(fps=o.fps, min_score=o.min_score)
+
+    def say(found) -> None:  # type: ignore[no-untyped-def]
+        for row in rows(found, None):
+            print(json.dumps(row))
+        if len(found):
+            sys.stdout.flush()
+
+    for line in read_rows(sys.stdin.buffer, model.channels):
+        say(live.push(line))
+    say(live.close())
