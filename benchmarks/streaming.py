@@ -70,7 +70,8 @@ def main() -> None:
     for name, model in models.items():
         content["models"][name] = {
             "parameters": sum(p.numel() for p in model.network.parameters()), "latency_s": model.stream().latency,
-            "radius_s": model.network.receptive_radius / STEPS_A_SECOND, "same": check(tzn.load(sources[name], UNLIMITED), whole, checked),
+            "radius_s": model.network.receptive_radius / STEPS_A_SECOND,
+            "same": check(tzn.load(sources[name], UNLIMITED), whole, checked),
         }  # fmt: skip
     for name, chunk, score, count in (
         ("student", 10, MIN_SCORE, steps["student"]), ("student", 1, MIN_SCORE, steps["others"]),
@@ -222,15 +223,17 @@ def markdown(content: dict[str, Any]) -> str:
 
 {line(content)} {content["processor"]}.
 
-Real test recordings of HAPT, end to end and again, pushed as they would come. The student is `configs/hapt_student.yaml`, trained; "pretrained" is
-`tzn.load("hapt")`, which gets raw samples. Goal: the student below {content["goal_ms"]:g} ms of CPU per second of signal (10 steps).
+Real test recordings of HAPT, end to end and again, pushed as they would come. The student is `configs/hapt_student.yaml`,
+trained; "pretrained" is `tzn.load("hapt")`, which gets raw samples. Goal: the student below {content["goal_ms"]:g} ms of CPU
+per second of signal (10 steps).
 
 {models}
 Latency: receptive radius + window + reach. It is the most that a detection waits after its end where no rival is unsettled.
 
 {streams}
-Network: forward passes and candidates. Settling: decoding, and which detections are final. CPU: user and system time of the process, all threads.
-Memory: resident, medians over samples along the stream, after its first tenth; with PyTorch and the recordings.
+Network: forward passes and candidates. Settling: decoding, and which detections are final. CPU: user and system time of the
+process, all threads. Memory: resident, medians over samples along the stream, after its first tenth; with PyTorch and the
+recordings.
 """
 
 

@@ -85,7 +85,9 @@ def test_keys_say_what_is_checked(capsys):
     assert nms["types"] == ["string"] and nms["allowed"].startswith("'soft', ")
     assert keys["data.fps"]["types"] == ["number", "null"] and keys["data.fps"]["allowed"] == "a number > 0, or null"
     assert keys["model.input_dim"]["required"] and not keys["model.width"]["required"]
-    assert keys["training.learning_rate"]["meaning"] == keys["training.weight_decay"]["meaning"]  # "a, b: …" explains both
+    assert (
+        keys["training.learning_rate"]["meaning"] == keys["training.weight_decay"]["meaning"]
+    )  # "a, b: …" explains both
     assert "see tzn.ops.batched_nms" in keys["inference.sigma"]["meaning"], "markup of docstrings is for Sphinx"
     for name, key in keys.items():
         kind = SECTIONS[name.split(".")[0]]
@@ -205,7 +207,17 @@ def test_predict_reads_and_writes_pipes(files, tmp_path):
     found = json.loads(out)["results"]
     assert list(found) == ["stdin"] and len(found["stdin"]) > 3 and b"detections in 1 recordings: -" in err
     code, table, err = run(
-        "predict", files / "small.ckpt", "-", "--out", "-", "--format", "csv", "--min-score", "0.5", "-q", stdin=features
+        "predict",
+        files / "small.ckpt",
+        "-",
+        "--out",
+        "-",
+        "--format",
+        "csv",
+        "--min-score",
+        "0.5",
+        "-q",
+        stdin=features,
     )
     assert (code, err) == (0, b"") and len(table.decode().splitlines()) == 1 + len(found["stdin"])
     code, scores, err = run("score", "-", files / "annotations.json", "--json", "-q", stdin=out)
@@ -232,8 +244,9 @@ def test_convert_writes_standard_output(tmp_path, capsys):
 
 def test_what_pipes_cannot_do(files):
     for arguments, words in (
-        (["-", "-", "--out", "p.json"], "not twice"), (["-", "--resume", "--out", "p.json"], "not with --resume"),
-        ([str(files / "in"), "--resume", "--out", "-"], "nothing to resume"),
+        (["-", "-", "--out", "p.json"], "can be read once"),
+        (["-", "--resume", "--out", "p.json"], "--resume: nothing can be resumed through a pipe"),
+        ([str(files / "in"), "--resume", "--out", "-"], "--resume: nothing can be resumed through a pipe"),
     ):  # fmt: skip
         code, _, err = run("predict", files / "small.ckpt", *arguments, stdin=b"")
         assert code == 2 and words in err.decode()
@@ -255,7 +268,7 @@ def shell(tmp_path_factory):
         words = line.split(" ")
         quoted = " ".join(f"'{word}'" for word in words)
         code = (
-            f'eval "$(tzn completion bash)"; COMP_LINE=\'{line}\'; COMP_POINT={len(line)}; COMP_TYPE=9\n'
+            f"eval \"$(tzn completion bash)\"; COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_TYPE=9\n"
             f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}\n"
             '_python_argcomplete tzn; printf "%s\\n" "${COMPREPLY[@]}"'
         )

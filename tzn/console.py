@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tzn.errors import DataError
@@ -55,17 +55,20 @@ def talking(command: str, *, quiet: bool = False, verbose: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def incoming(path: Path | None, suffix: str) -> Iterator[Path | None]:
-    """``path``; where that is ``-``, a temporary file ``stdin.…`` with what standard input brings.
+def incoming(paths: Sequence[Path], suffix: str) -> Iterator[list[Path]]:
+    """``paths``; in the place of ``-`` a temporary file ``stdin.…`` with what standard input brings.
 
     Args:
         suffix: of that file, unless its first bytes are those of NumPy's formats; ".gz" is added where it is compressed.
 
     Raises:
-        DataError: standard input is empty.
+        DataError: ``-`` twice, or standard input is empty.
     """
-    if path is None or str(path) != STANDARD:
-        yield path
+    piped = [str(path) for path in paths].count(STANDARD)
+    if piped > 1:
+        raise DataError("- stands for standard input, which can be read once")
+    if not piped:
+        yield list(paths)
         return
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
@@ -76,7 +79,8 @@ def incoming(path: Path | None, suffix: str) -> Iterator[Path | None]:
         if not head:
             raise DataError("standard input is empty (0 bytes)")
         known = next((known for magic, known in MAGIC.items() if head.startswith(magic)), "")
-        yield raw.rename(raw.with_name(f"stdin{suffix + known if known in ('', '.gz') else known}"))
+        given = raw.rename(raw.with_name(f"stdin{suffix + known if known in ('', '.gz') else known}"))
+        yield [given if str(path) == STANDARD else path for path in paths]
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from tzn.visualization.timeline import plot_timeline
 NUM_RECORDINGS = 60
 
 
-def run_demo(out: Path, overrides: Sequence[str] = (), say: Callable[[str], None] = print,
-    progress: bool = True) -> None:
+def run_demo(
+    out: Path, overrides: Sequence[str] = (), say: Callable[[str], None] = print, progress: bool = True
+) -> None:
     """Make recordings, train, evaluate, predict, draw; everything under ``out``. Finished steps are not repeated.
 
     ``say`` takes what is done, line by line.

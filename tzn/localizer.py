@@ -304,7 +304,11 @@ class Localizer:
             yield name, recording
 
     def _each(
-        self, named: Iterable[tuple[str, Recording]], fps: float | None, settings: InferenceConfig, progress: bool = False
+        self,
+        named: Iterable[tuple[str, Recording]],
+        fps: float | None,
+        settings: InferenceConfig,
+        progress: bool = False,
     ) -> Iterator[tuple[str, Detections]]:
         read = (self._read(name, recording, fps, progress=progress) for name, recording in named)
         for batch in batches(read, min(SHORT_STEPS, settings.chunk)):

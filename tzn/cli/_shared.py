@@ -32,8 +32,12 @@ def command(
     )  # fmt: skip
     parser.set_defaults(run=run)
     much = parser.add_mutually_exclusive_group()
-    much.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors; only results on standard output")
-    much.add_argument("-v", "--verbose", action="store_true", help="say on stderr what is done, and where errors come from")
+    much.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but errors; only results on standard output"
+    )
+    much.add_argument(
+        "-v", "--verbose", action="store_true", help="say on stderr what is done, and where errors come from"
+    )
     return parser
 
 

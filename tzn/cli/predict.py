@@ -26,7 +26,12 @@ def add_predict(commands: Commands) -> None:
         "exit code: 0 all done; 1 done but for the files listed (--keep-going); 2 stopped by an error",
     )  # fmt: skip
     p.add_argument("checkpoint", nargs="?", help="checkpoint, or the folder of a run; none with --pretrained")
-    p.add_argument("inputs", nargs="*", metavar="INPUT", help="recordings, .npy/.npz feature files, or folders of them; - for standard input")
+    p.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="recordings, .npy/.npz feature files, or folders of them; - for standard input",
+    )
     p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (tables, EDF, .npy): hapt")
     p.add_argument(
         "--out", type=Path,
@@ -92,17 +97,14 @@ def _predict(o: argparse.Namespace) -> None:
         except ValueError as error:
             raise ConfigError(f"--budget {o.budget:g}: {error}") from None
 
-    piped = [path for path in inputs if str(path) == STANDARD]
-    if len(piped) > 1 or (piped and o.resume):
-        raise DataError("- stands for standard input, which can be read once: not twice, and not with --resume")
-    if str(o.out) == STANDARD and o.resume:
-        raise DataError("--out -: standard output holds nothing to resume; expected a file")
+    if o.resume and STANDARD in (str(path) for path in (o.out, *inputs)):
+        raise DataError("--resume: nothing can be resumed through a pipe; expected files instead of -")
     with (
-        incoming(piped[0] if piped else None, _piped_suffix(config, signal)) as given,
+        incoming(inputs, _piped_suffix(config, signal)) as files,
         outgoing(o.out, FORMATS[o.format or "json"].suffix) as out,
     ):
         made = predict_files(
-            checkpoint, [given if path in piped and given else path for path in inputs], out, fmt=o.format, fps=o.fps,
+            checkpoint, files, out, fmt=o.format, fps=o.fps,
             annotations=o.annotations, inference=settings, min_score=o.min_score, top=o.top, traces=o.traces,
             video_scores=o.video_scores, signal=signal, device=o.device, keep_going=o.keep_going, resume=o.resume,
             progress=not o.quiet, say=LOG.warning,

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tzn.cli._shared import OVERRIDES, Commands, command, done, warn
-from tzn.console import STANDARD, incoming, outgoing
+from tzn.console import incoming, outgoing
 
 
 def add_score(commands: Commands) -> None:
@@ -39,7 +39,7 @@ def _score(o: argparse.Namespace) -> None:
         top_k = tuple(int(k) for k in o.top_k.split(","))
     except ValueError:
         raise DataError(f"--top-k {o.top_k!r}: expected positive integers such as 1,5") from None
-    with incoming(o.predictions, ".json") as predictions:
+    with incoming([o.predictions], ".json") as (predictions,):
         result = score_files(
             predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k, ties=o.ties,
             split_only=o.split_only, lenient=o.lenient, blocked=o.blocked,
@@ -164,12 +164,14 @@ def add_view(commands: Commands) -> None:
     )  # fmt: skip
     p.add_argument(
         "--media", "--signal", "--annotate", dest="media", nargs="+", action="extend", default=[], type=Path,
-        metavar="FILE", help="videos, audio, or signals (tables, EDF, WFDB, .npy, .npz), or folders of them, named like the recordings",
+        metavar="FILE", help="videos, audio, signals (tables, EDF, WFDB, .npy, .npz), or folders of them, named like the recordings",
     )  # fmt: skip
     p.add_argument("--traces", type=Path, help="folder from 'tzn predict --traces': distance and depth curves")
     p.add_argument("--classes", default="", help="comma list of classes to draw, beyond those in the files")
     p.add_argument("--recording", action="append", help="show this recording; repeat for several (default: all)")
-    p.add_argument("--rate", type=float, help="samples per second, of signals without times (default: over the duration)")
+    p.add_argument(
+        "--rate", type=float, help="samples per second, of signals without times (default: over the duration)"
+    )
     p.add_argument(
         "--channels", help="comma list of signal channels to draw, from 0 or by name (default: the first 12)"
     )
@@ -186,11 +188,7 @@ def _view(o: argparse.Namespace) -> None:
     if o.rate is not None and not 0 < o.rate < float("inf"):
         raise DataError(f"--rate {o.rate:g}: expected samples per second, above 0")
     classes = [name.strip() for name in o.classes.split(",") if name.strip()]
-    piped = [path for path in o.files if str(path) == STANDARD]
-    if len(piped) > 1:
-        raise DataError("- stands for standard input, once")
-    with incoming(piped[0] if piped else None, ".json") as given, outgoing(o.out, ".html") as out:
-        files = [given if path in piped and given else path for path in o.files]
+    with incoming(o.files, ".json") as files, outgoing(o.out, ".html") as out:
         sources = gather(
             files, media=o.media, traces=o.traces, recordings=o.recording, classes=classes, rate=o.rate,
             channels=channels,

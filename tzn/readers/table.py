@@ -110,9 +110,7 @@ def _csv(path: Path, decimal: str | None) -> Any:
         layout = _layout(file.read(SNIFFED), decimal)
     return reader.read_csv(
         path,
-        read_options=reader.ReadOptions(
-            skip_rows=layout.skipped, column_names=layout.names, encoding=layout.encoding
-        ),
+        read_options=reader.ReadOptions(skip_rows=layout.skipped, column_names=layout.names, encoding=layout.encoding),
         parse_options=reader.ParseOptions(delimiter=layout.delimiter),
         convert_options=reader.ConvertOptions(decimal_point=layout.decimal),
     )

@@ -343,8 +343,8 @@ class TrainingBar(Callback):
             return
         self._bar.update(trainer.global_step - self._bar.n)
         loss = trainer.callback_metrics.get("train/loss")
-        shown = {} if loss is None else {"loss": f"{float(loss):.3f}"}
-        self._bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False, **shown)
+        loss_text = "" if loss is None else f", loss={float(loss):.3f}"
+        self._bar.set_postfix_str(f"epoch={trainer.current_epoch + 1}/{trainer.max_epochs}{loss_text}", refresh=False)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:

@@ -301,7 +301,9 @@ def _signal(path: Path, rate: float | None, channels: Sequence[int | str] | None
     else:
         recording = read_recording(path, sample_rate=rate or 1.0)  # a rate that no sample is moved for
         samples, names = recording.values, list(recording.channels)
-    drawn = list(range(min(len(names), MAX_CHANNELS))) if channels is None else [_channel(c, names, path) for c in channels]
+    drawn = (
+        list(range(min(len(names), MAX_CHANNELS))) if channels is None else [_channel(c, names, path) for c in channels]
+    )
     if rate is None:
         if duration is None:
             raise DataError(f"{path}: how many samples are a second? Add --rate")
