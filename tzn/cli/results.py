@@ -164,7 +164,8 @@ def add_view(commands: Commands) -> None:
     )  # fmt: skip
     p.add_argument(
         "--media", "--signal", "--annotate", dest="media", nargs="+", action="extend", default=[], type=Path,
-        metavar="FILE", help="videos, audio, signals (tables, EDF, WFDB, .npy, .npz), or folders of them, named like the recordings",
+        metavar="FILE",
+        help="videos, audio, signals (tables, EDF, WFDB, .npy, .npz), or folders of them, named like the recordings",
     )  # fmt: skip
     p.add_argument("--traces", type=Path, help="folder from 'tzn predict --traces': distance and depth curves")
     p.add_argument("--classes", default="", help="comma list of classes to draw, beyond those in the files")
