@@ -38,6 +38,9 @@ def _corrected(page, name: str, start: float, end: float) -> None:
     """Accept the best detection, drag its ends to these seconds, save; the file comes to the working folder."""
     page.open(Path(f"{name}.html"))
     s, e = page.js("return [...state.rec.found.segments].slice(0, 2)")
+    lower = "byId('score').value = state.rec.found.scores[0] - 0.02; byId('score').dispatchEvent(new Event('input'))"
+    page.js(f"if (!state.rec.shown.length) {{ {lower} }}")
+    page.settle()
     page.drag(page.place((s + e) / 2, 0, 0.72))  # a click
     assert page.js("return selection().kind") == "found"
     page.keys("a")
