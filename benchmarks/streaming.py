@@ -65,7 +65,8 @@ def main() -> None:
     sources = {"student": options.run, "pretrained": "hapt"}
     models = {name: tzn.load(source) for name, source in sources.items()}
     content: dict[str, Any] = {
-        **facts(), "processor": processor(), "load": os.getloadavg()[0], "goal_ms": GOAL, "min_score": MIN_SCORE, "models": {}, "streams": [],
+        **facts(), "processor": processor(), "load": os.getloadavg()[0], "goal_ms": GOAL, "min_score": MIN_SCORE,
+        "models": {}, "streams": [],
     }  # fmt: skip
     for name, model in models.items():
         content["models"][name] = {

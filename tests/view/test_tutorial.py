@@ -46,10 +46,10 @@ def _corrected(page, name: str, start: float, end: float) -> None:
     page.keys("a")
     (accepted,) = page.truth()
     assert accepted == [pytest.approx(s), pytest.approx(e), 0]
-    for place, to in ((e, end), (s, start)):
-        if abs(page.place(place, 0)[0] - page.place(to, 0)[0]) >= 2:  # pixels: a nudge is no drag
-            inside = 0.02 * (e - s) * (1 if place == s else -1)
-            page.drag(page.place(place + inside, 0, 0.3), page.place((place + to) / 2, 0, 0.3), page.place(to, 0, 0.3))
+    for place, to, inside in ((e, end, -2), (s, start, 2)):  # pixels: where an end can be taken hold of
+        (x, y), (goal, _) = page.place(place, 0, 0.3), page.place(to, 0, 0.3)
+        if abs(goal - x) >= 4:  # a nudge is a click
+            page.drag((x + inside, y), ((x + goal) / 2, y), (goal + inside, y))
     (corrected,) = page.truth()
     assert corrected[:2] == pytest.approx([start, end], abs=0.3)
     page.click("save")
@@ -98,7 +98,7 @@ def test_your_own_video(place, page):
     _run(*first)
     assert page is not None
     found = _best("walk.json", "walk")
-    _corrected(page, "walk", round(found[0] + 0.5), round(found[1] - 0.5))
+    _corrected(page, "walk", found[0] - 0.4, found[1] + 0.4)
     _run(*second)
     described = json.loads(Path("home/features/features.json").read_text())
     assert described["front_end"]["extractor"] == "efficientnet-lite0"
