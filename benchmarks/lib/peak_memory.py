@@ -30,6 +30,11 @@ def peak_megabytes(run: Callable[[], Any], device: str = "cpu") -> float:
     return (_status("VmHWM") - before) / 1e6
 
 
+def resident_bytes() -> float:
+    """Resident memory of the process now; Linux."""
+    return _status("VmRSS")
+
+
 def _status(field: str) -> float:
     """Bytes."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())

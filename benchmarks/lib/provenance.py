@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -71,6 +72,13 @@ def commit() -> str:
 def machine(device: str = "cpu") -> str:
     name = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"{platform.machine()}, {name}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The processor's own name; :func:`machine` names its instruction set only."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", path.read_text()) if path.is_file() else None
+    return found[1] if found else "unknown"
 
 
 def facts(device: str = "cpu", packages: Sequence[str] = ("tzn", "torch")) -> dict[str, Any]:

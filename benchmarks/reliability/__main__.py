@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.provenance import RESULTS, facts, line, write
+from benchmarks.lib.provenance import RESULTS, facts, line, processor, write
 from benchmarks.lib.tables import table
 from benchmarks.reliability import sizes, stopped
 
@@ -92,13 +91,6 @@ def run(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     return made
 
 
-def cpu() -> str:
-    """The processor's own name; the facts name its instruction set only."""
-    path = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", path.read_text()) if path.is_file() else None
-    return found[1] if found else "unknown"
-
-
 def markdown(content: dict[str, Any]) -> str:
     text = ["# Reliability", ""]
     for part in PARTS:
@@ -161,7 +153,7 @@ def main() -> int:
         results = run(given, work.resolve())
     path = given.out / "reliability.json"
     parts = json.loads(path.read_text())["parts"] if path.is_file() else {}
-    parts[given.part] = {**facts(), "cpu": cpu(), "results": results}
+    parts[given.part] = {**facts(), "cpu": processor(), "results": results}
     content = {**facts(), "parts": {name: parts[name] for name in PARTS if name in parts}}
     write(given.out, "reliability", content, markdown(content))
     return int(any(_wrong(results)))

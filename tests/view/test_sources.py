@@ -59,13 +59,49 @@ def test_everything_is_brought_together(files):
 def test_annotations_alone_signals_alone_and_a_choice(files):
     both = gather([files / "annotations.json"], media=[files / "second.csv"])
     assert [r.id for r in both.recordings] == ["first", "second"] and not both.predicted
-    assert both.recordings[1].signal.names == ("time", "x") and both.recordings[1].signal.rate == 2.0
-    alone = gather(media=[files / "second.csv"], rate=4.0, channels=[1])
+    assert both.recordings[1].signal.names == ("x",) and both.recordings[1].signal.rate == 1.0  # the column of times
+    rows = (files / "second.csv").read_text().replace("time;x", "u;x")
+    (files / "other.csv").write_text(rows)
+    alone = gather(media=[files / "other.csv"], rate=4.0, channels=["x"])
     assert alone.recordings[0].duration == 10.0 and alone.recordings[0].signal.samples[:3, 0].tolist() == [0, 1, 4]
+    spread = gather([files / "annotations.json"], media=[(files / "other.csv").rename(files / "second.csv")])
+    assert spread.recordings[1].signal.names == ("u", "x") and spread.recordings[1].signal.rate == 2.0
     chosen = gather([files / "annotations.json"], media=[files], recordings=["second"])
     assert [r.id for r in chosen.recordings] == ["second"] and chosen.recordings[0].signal is not None
     renamed = (files / "first.mp4").rename(files / "clip.mp4")  # one file, one recording: no names needed
     assert gather([files / "predictions.json"], media=[renamed]).recordings[0].media == renamed
+
+
+def test_signals_of_all_readers(tmp_path):
+    """EDF, WFDB and Parquet are drawn with their own rate and names; sound as its level, where it is loud and where not."""
+    pyedflib, wfdb = pytest.importorskip("pyedflib"), pytest.importorskip("wfdb")
+    parquet, soundfile = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("soundfile")
+    import pyarrow
+
+    t = np.arange(1000) / 100
+    wave = np.sin(2 * np.pi * t)
+    parquet.write_table(pyarrow.table({"time": t, "a": wave, "b": -wave}), tmp_path / "table.parquet")
+    wfdb.wrsamp("heart", fs=100, units=["mV"], sig_name=["II"], p_signal=wave[:, None], write_dir=str(tmp_path))
+    with pyedflib.EdfWriter(str(tmp_path / "night.edf"), 1, file_type=pyedflib.FILETYPE_EDFPLUS) as file:
+        file.setSignalHeader(0, {
+            "label": "Fpz-Cz", "dimension": "uV", "sample_frequency": 100, "physical_min": -2.0, "physical_max": 2.0,
+            "digital_min": -32768, "digital_max": 32767, "prefilter": "", "transducer": "",
+        })  # fmt: skip
+        file.writeSamples([wave])
+    sound = np.random.default_rng(0).normal(0, 0.3, 40000) * (np.arange(40000) > 20000)
+    soundfile.write(tmp_path / "song.wav", sound, 16000)
+    pages = {page.id: page for page in gather(media=[tmp_path]).recordings}
+    assert set(pages) == {"table", "heart", "night", "song"}
+    signals = {name: page.signal for name, page in pages.items()}
+    assert signals["table"].names == ("a", "b") and signals["heart"].names == ("II",)
+    assert signals["night"].names == ("Fpz-Cz",) and {signals[n].rate for n in ("table", "heart", "night")} == {100.0}
+    for name in ("table", "heart", "night"):
+        assert np.abs(signals[name].samples[:, 0] - wave).max() < 2e-3 and pages[name].duration == 10.0
+    level = signals["song"]
+    assert pages["song"].media == tmp_path / "song.wav" and level.names == ("level",) and level.rate == 100.0
+    assert level.samples[150:].mean() > level.samples[:100].mean() + 2
+    with pytest.raises(DataError, match=r"--channels III: .*heart\.hea has channels 0 to 0: II"):
+        gather(media=[tmp_path / "heart.hea"], channels=["III"])
 
 
 @pytest.mark.parametrize(

@@ -11,22 +11,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from tzn import __version__
-from tzn.cli import data, info, predict, results, train
+from tzn.cli import data, info, manual, predict, results, train
+from tzn.console import LOG, talking
 from tzn.errors import TznError
 
 # In the order in which they are listed.
 COMMANDS = (
     train.add_demo, data.add_features, train.add_train, train.add_eval, predict.add_predict, results.add_score,
-    results.add_convert, data.add_data, results.add_plot, results.add_view, info.add_info,
+    results.add_convert, data.add_data, results.add_plot, results.add_view, manual.add_config, info.add_info,
+    manual.add_completion,
 )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``tzn`` command."""
     parser = build_parser()
+    manual.complete(parser)
     options, rest = parser.parse_known_args(arguments)
     # argparse takes KEY=VALUE arguments only in one place; a user may write them anywhere.
     unknown = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
@@ -35,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
-        _check_machine(options)
-        options.run(options)
+        with talking(options.command, quiet=options.quiet, verbose=options.verbose):
+            _check_machine(options)
+            options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered would raise again when Python ends.
@@ -61,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(options: argparse.Namespace, reason: str, code: int = 2) -> int:
+    if options.verbose:
+        traceback.print_exc()
     print(f"tzn {options.command}: {' '.join(reason.split())}", file=sys.stderr)
     return code
 
@@ -76,7 +83,12 @@ def _check_machine(options: argparse.Namespace) -> None:
     name = getattr(options, "device", "cpu")
     # What Lightning calls its accelerators.
     place = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(name, name)
-    checked_device(place, f"--device {name}")
+    device = checked_device(place, f"--device {name}")
+    if options.verbose:
+        from tzn.ops import choose_backend
+
+        backend, threads = choose_backend(device), torch.get_num_threads()
+        LOG.info("tzn %s, torch %s, %d threads, %s, ops: %s", __version__, torch.__version__, threads, device, backend)
 
 
 def build_parser() -> argparse.ArgumentParser:

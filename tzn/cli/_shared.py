@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from tzn.console import LOG, STANDARD
+
 if TYPE_CHECKING:
     from tzn.config import ExperimentConfig
     from tzn.models.checkpoint import LoadedCheckpoint
@@ -29,6 +31,13 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.set_defaults(run=run)
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but errors; only results on standard output"
+    )
+    much.add_argument(
+        "-v", "--verbose", action="store_true", help="say on stderr what is done, and where errors come from"
+    )
     return parser
 
 
@@ -52,6 +61,14 @@ def write_json(path: Path, content: object) -> None:
         json.dump(content, file, indent=1)
 
 
-def warn(path: Path, lines: Sequence[str]) -> None:
+def warn(lines: Sequence[str], path: Path | None = None) -> None:
+    """Lines on stderr, of a file where one is given; none with ``--quiet``."""
     for line in lines:
-        print(f"warning: {path}: {line}", file=sys.stderr)
+        LOG.warning("warning: %s", line if path is None else f"{path}: {line}")
+
+
+def done(o: argparse.Namespace, line: str) -> None:
+    """What a command made, at its end: on standard output, or on stderr where the output itself went there."""
+    if not o.quiet:
+        to_stdout = str(getattr(o, "out", None) or getattr(o, "output", None)) != STANDARD
+        print(line, file=sys.stdout if to_stdout else sys.stderr)

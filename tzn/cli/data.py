@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tzn.cli._shared import OVERRIDES, Commands, add_device, command
+from tzn.cli._shared import OVERRIDES, Commands, add_device, command, done
 
 
 def add_features(commands: Commands) -> None:
@@ -38,7 +38,6 @@ def add_features(commands: Commands) -> None:
     p.add_argument("--sample-rate", type=float, help="signals: samples a second, for tables without times")
     p.add_argument("--max-gap", type=float, default=1.0, help="signals: longest hole to bridge, in seconds")
     p.add_argument("--no-cache", action="store_true", help="extract again what the cache holds")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     add_device(p, "cpu")
 
 
@@ -58,9 +57,8 @@ def _features(o: argparse.Namespace) -> None:
     entries = extract_files(
         o.inputs, o.out, config, cache=not o.no_cache, device=o.device, progress=not o.quiet
     ).recordings
-    if not o.quiet:
-        steps = sum(entry["steps"] for entry in entries.values())
-        print(f"{steps} steps in {len(entries)} recordings: {o.out}")
+    steps = sum(entry["steps"] for entry in entries.values())
+    done(o, f"{steps} steps in {len(entries)} recordings: {o.out}")
 
 
 def add_data(commands: Commands) -> None:

@@ -6,23 +6,37 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, load_trained
+from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, done, load_trained
+from tzn.console import LOG, STANDARD, incoming, outgoing
 from tzn.formats import FORMATS
+
+if TYPE_CHECKING:
+    from tzn.config import ExperimentConfig
+    from tzn.models.pretrained import RawSignal
 
 
 def add_predict(commands: Commands) -> None:
     p = command(
-        commands, "predict", _predict, "localize actions in feature files",
+        commands, "predict", _predict, "localize actions in recordings or feature files",
         "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json\n"
         "tzn predict thumos.ckpt i3d_features/ --annotations thumos14.json --out predictions.json\n"
         "tzn predict --pretrained hapt phone.csv --fps 100 --out predictions.json\n\n"
         "exit code: 0 all done; 1 done but for the files listed (--keep-going); 2 stopped by an error",
     )  # fmt: skip
     p.add_argument("checkpoint", nargs="?", help="checkpoint, or the folder of a run; none with --pretrained")
-    p.add_argument("inputs", nargs="*", metavar="INPUT", help=".npy/.npz feature files or folders of them")
-    p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (.npy, .csv): hapt")
-    p.add_argument("--out", type=Path, help="predictions.json, .csv, or a folder for --format srt; not with --stream")
+    p.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="recordings, .npy/.npz feature files, or folders of them; - for standard input",
+    )
+    p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (tables, EDF, .npy): hapt")
+    p.add_argument(
+        "--out", type=Path,
+        help="predictions.json, .csv, or a folder for --format srt; - for standard output (JSON, or --format)",
+    )  # fmt: skip
     p.add_argument(
         "--stream", action="store_true",
         help="INPUT is -: CSV rows from standard input, a detection a line (JSON) as soon as it is final",
@@ -48,7 +62,6 @@ def add_predict(commands: Commands) -> None:
         "--keep-going", action="store_true", help="leave out files that cannot be used, list them at the end"
     )
     p.add_argument("--resume", action="store_true", help="continue an interrupted prediction from OUT.part")
-    p.add_argument("--quiet", action="store_true", help="print nothing but errors")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     add_device(p, "cpu")
 
@@ -84,21 +97,33 @@ def _predict(o: argparse.Namespace) -> None:
         except ValueError as error:
             raise ConfigError(f"--budget {o.budget:g}: {error}") from None
 
-    def say(line: str) -> None:
-        if not o.quiet:
-            print(f"tzn predict: {line}", file=sys.stderr)
-
-    done = predict_files(
-        checkpoint, inputs, o.out, fmt=o.format, fps=o.fps, annotations=o.annotations, inference=settings,
-        min_score=o.min_score, top=o.top, traces=o.traces, video_scores=o.video_scores, signal=signal, device=o.device,
-        keep_going=o.keep_going, resume=o.resume, progress=not o.quiet, say=say,
-    )  # fmt: skip
-    if not o.quiet:
-        print(f"{done.detections} detections in {done.recordings} recordings: {o.out}")
-    for reason in done.failed.values():
+    if o.resume and STANDARD in (str(path) for path in (o.out, *inputs)):
+        raise DataError("--resume: nothing can be resumed through a pipe; expected files instead of -")
+    with (
+        incoming(inputs, _piped_suffix(config, signal)) as files,
+        outgoing(o.out, FORMATS[o.format or "json"].suffix) as out,
+    ):
+        made = predict_files(
+            checkpoint, files, out, fmt=o.format, fps=o.fps,
+            annotations=o.annotations, inference=settings, min_score=o.min_score, top=o.top, traces=o.traces,
+            video_scores=o.video_scores, signal=signal, device=o.device, keep_going=o.keep_going, resume=o.resume,
+            progress=not o.quiet, say=LOG.warning,
+        )  # fmt: skip
+    done(o, f"{made.detections} detections in {made.recordings} recordings: {o.out}")
+    for reason in made.failed.values():
         print(f"tzn predict: left out: {reason}", file=sys.stderr)
-    if done.failed:
+    if made.failed:
         sys.exit(1)
+
+
+def _piped_suffix(config: ExperimentConfig, signal: RawSignal | None) -> str:
+    """Of what comes through standard input, where its first bytes do not say it."""
+    from tzn.readers.front_end import kind_of_extractor
+
+    extractor = config.front_end.extractor
+    if signal is not None or extractor is None:
+        return ".csv" if signal else ".npy"
+    return {"samples": ".csv", "sound": ".wav", "video": ".mp4"}[kind_of_extractor(extractor)]
 
 
 def _predict_stream(o: argparse.Namespace, inputs, checkpoint, signal, overrides) -> None:  # type: ignore[no-untyped-def]

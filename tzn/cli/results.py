@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
-from tzn.cli._shared import OVERRIDES, Commands, command, warn
+from tzn.cli._shared import OVERRIDES, Commands, command, done, warn
+from tzn.console import incoming, outgoing
 
 
 def add_score(commands: Commands) -> None:
@@ -16,7 +16,7 @@ def add_score(commands: Commands) -> None:
         commands, "score", _score, "score a predictions file against annotations (mAP at tIoU, recall)",
         "tzn score predictions.json annotations.json --split test --tiou 0.3:0.7:0.1 --json",
     )  # fmt: skip
-    p.add_argument("predictions", type=Path, help="ActivityNet JSON, plain or .gz")
+    p.add_argument("predictions", type=Path, help="ActivityNet JSON, plain or .gz; - for standard input")
     p.add_argument("annotations", type=Path, help="ActivityNet/ActionFormer JSON, plain or .gz")
     p.add_argument("--split", default="test", help="subset name in the annotations, case-insensitive")
     p.add_argument("--tiou", default="0.3:0.7:0.1", help="thresholds: first:last:step or a comma list")
@@ -39,12 +39,12 @@ def _score(o: argparse.Namespace) -> None:
         top_k = tuple(int(k) for k in o.top_k.split(","))
     except ValueError:
         raise DataError(f"--top-k {o.top_k!r}: expected positive integers such as 1,5") from None
-    result = score_files(
-        o.predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k, ties=o.ties,
-        split_only=o.split_only, lenient=o.lenient, blocked=o.blocked,
-    )  # fmt: skip
-    for line in result.pop("warnings"):
-        print(f"warning: {line}", file=sys.stderr)
+    with incoming([o.predictions], ".json") as (predictions,):
+        result = score_files(
+            predictions, o.annotations, split=o.split, tiou=parse_tiou(o.tiou), top_k=top_k, ties=o.ties,
+            split_only=o.split_only, lenient=o.lenient, blocked=o.blocked,
+        )  # fmt: skip
+    warn(result.pop("warnings"))
     if o.json:
         print(json.dumps(result))
         return
@@ -64,7 +64,10 @@ def add_convert(commands: Commands) -> None:
     p.add_argument(
         "input", type=Path, help="ActionFormer .pkl or .pth.tar, OpenTAD/ActivityNet .json[.gz], annotations"
     )
-    p.add_argument("output", type=Path, help="predictions .json, .csv, …; for detad: .json; for checkpoint: .ckpt")
+    p.add_argument(
+        "output", type=Path, help="predictions .json, .csv, …; for detad: .json; for checkpoint: .ckpt; - for JSON on "
+        "standard output",
+    )  # fmt: skip
     p.add_argument("--to", choices=("predictions", "detad", "checkpoint", "annotations"), default="predictions")
     p.add_argument(
         "--config", type=Path, help="for checkpoint: of the released model, tzn's or ActionFormer's own YAML"
@@ -85,14 +88,16 @@ def _convert(o: argparse.Namespace) -> None:
     if o.to == "annotations":
         from tzn.data.label_formats import convert_labels
 
-        segments, recordings = convert_labels(o.input, o.output, subset=o.subset, fps=o.fps, tiers=o.tier)
-        print(f"{segments} segments in {recordings} recordings: {o.output}")
+        with outgoing(o.output, ".json") as output:
+            segments, recordings = convert_labels(o.input, output, subset=o.subset, fps=o.fps, tiers=o.tier)
+        done(o, f"{segments} segments in {recordings} recordings: {o.output}")
         return
     if o.to == "detad":
         annotations = load_annotations(o.input, strict=False)
-        write_detad_ground_truth(annotations, o.output)
-        warn(o.input, annotations.repairs())
-        print(f"{sum(len(r.labels) for r in annotations.recordings.values())} segments: {o.output}")
+        with outgoing(o.output, ".json") as output:
+            write_detad_ground_truth(annotations, output)
+        warn(annotations.repairs(), o.input)
+        done(o, f"{sum(len(r.labels) for r in annotations.recordings.values())} segments: {o.output}")
         return
     if o.annotations is None:
         raise DataError("--annotations FILE is needed: it names the classes")
@@ -100,10 +105,11 @@ def _convert(o: argparse.Namespace) -> None:
         _convert_checkpoint(o)
         return
     bad = Counter[str]() if o.lenient else None
-    count, unknown = convert_predictions(o.input, o.output, o.annotations, bad=bad)
-    warn(o.input, [f"{n} detections left out: {why}" for why, n in (bad or {}).items()])
-    warn(o.input, [f"{unknown} detections of unknown classes left out"] if unknown else [])
-    print(f"{count} detections: {o.output}")
+    with outgoing(o.output, ".json") as output:
+        count, unknown = convert_predictions(o.input, output, o.annotations, bad=bad)
+    warn([f"{n} detections left out: {why}" for why, n in (bad or {}).items()], o.input)
+    warn([f"{unknown} detections of unknown classes left out"] if unknown else [], o.input)
+    done(o, f"{count} detections: {o.output}")
 
 
 def _convert_checkpoint(o: argparse.Namespace) -> None:
@@ -116,7 +122,7 @@ def _convert_checkpoint(o: argparse.Namespace) -> None:
             "--config FILE is needed: it describes the network, e.g. configs/actionformer_thumos14_i3d.yaml"
         )
     convert_released_checkpoint(o.input, o.output, load_any_config(o.config, o.overrides), o.annotations)
-    print(f"checkpoint: {o.output}\nnext: tzn predict {o.output} FEATURES.npy --out predictions.json")
+    done(o, f"checkpoint: {o.output}\nnext: tzn predict {o.output} FEATURES.npy --out predictions.json")
 
 
 def add_plot(commands: Commands) -> None:
@@ -141,9 +147,9 @@ def _plot(o: argparse.Namespace) -> None:
 
     for path in plot_files(
         o.annotations, o.out, predictions=o.predictions, traces=o.traces, recordings=o.recording, split=o.split,
-        window=o.window, suffix=o.format, min_score=o.min_score, say=lambda line: print(line, file=sys.stderr),
+        window=o.window, suffix=o.format, min_score=o.min_score, say=lambda line: warn([line]),
     ):  # fmt: skip
-        print(path)
+        done(o, str(path))
 
 
 def add_view(commands: Commands) -> None:
@@ -152,36 +158,43 @@ def add_view(commands: Commands) -> None:
         "tzn view predictions.json annotations.json --signal signals --traces traces --out page.html\n"
         "tzn view --annotate clip.mp4 --classes open,close --out page.html",
     )  # fmt: skip
-    p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="predictions, annotations, or both (.json[.gz])")
+    p.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE",
+        help="predictions, annotations, or both (.json[.gz]); - for standard input",
+    )  # fmt: skip
     p.add_argument(
         "--media", "--signal", "--annotate", dest="media", nargs="+", action="extend", default=[], type=Path,
-        metavar="FILE", help="videos, audio, or signals (.npy, .npz, .csv), or folders of them, named like the recordings",
+        metavar="FILE",
+        help="videos, audio, signals (tables, EDF, WFDB, .npy, .npz), or folders of them, named like the recordings",
     )  # fmt: skip
     p.add_argument("--traces", type=Path, help="folder from 'tzn predict --traces': distance and depth curves")
     p.add_argument("--classes", default="", help="comma list of classes to draw, beyond those in the files")
     p.add_argument("--recording", action="append", help="show this recording; repeat for several (default: all)")
-    p.add_argument("--rate", type=float, help="samples of the signals per second (default: over the whole duration)")
-    p.add_argument("--channels", help="comma list of signal channels to draw, from 0 (default: the first 12)")
+    p.add_argument(
+        "--rate", type=float, help="samples per second, of signals without times (default: over the duration)"
+    )
+    p.add_argument(
+        "--channels", help="comma list of signal channels to draw, from 0 or by name (default: the first 12)"
+    )
     p.add_argument("--embed", action="store_true", help="put videos into the page (default: it names their place)")
-    p.add_argument("--out", type=Path, required=True, help="the page, .html")
+    p.add_argument("--out", type=Path, required=True, help="the page, .html; - for standard output")
 
 
 def _view(o: argparse.Namespace) -> None:
     from tzn.errors import DataError
     from tzn.view import gather, write_page
 
-    try:
-        channels = [int(text) for text in o.channels.split(",")] if o.channels else None
-    except ValueError:
-        raise DataError(f"--channels {o.channels!r}: expected numbers such as 0,1,2") from None
+    names = [text.strip() for text in (o.channels or "").split(",") if text.strip()]
+    channels = [int(name) if name.isdecimal() else name for name in names] or None
     if o.rate is not None and not 0 < o.rate < float("inf"):
         raise DataError(f"--rate {o.rate:g}: expected samples per second, above 0")
     classes = [name.strip() for name in o.classes.split(",") if name.strip()]
-    sources = gather(
-        o.files, media=o.media, traces=o.traces, recordings=o.recording, classes=classes, rate=o.rate,
-        channels=channels,
-    )  # fmt: skip
-    for line in sources.warnings:
-        print(f"warning: {line}", file=sys.stderr)
-    write_page(o.out, sources, embed=o.embed)
-    print(f"{len(sources.recordings)} recordings, {o.out.stat().st_size / 1e6:.1f} MB: open {o.out} in a browser")
+    with incoming(o.files, ".json") as files, outgoing(o.out, ".html") as out:
+        sources = gather(
+            files, media=o.media, traces=o.traces, recordings=o.recording, classes=classes, rate=o.rate,
+            channels=channels,
+        )  # fmt: skip
+        warn(sources.warnings)
+        write_page(out, sources, embed=o.embed)
+        size = out.stat().st_size / 1e6
+    done(o, f"{len(sources.recordings)} recordings, {size:.1f} MB: open {o.out} in a browser")

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, load_trained, write_json
+from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, done, load_trained, write_json
 
 
 def add_demo(commands: Commands) -> None:
@@ -20,7 +20,7 @@ def add_demo(commands: Commands) -> None:
 def _demo(o: argparse.Namespace) -> None:
     from tzn.demo import run_demo
 
-    run_demo(o.out, o.overrides)
+    run_demo(o.out, o.overrides, say=lambda line: done(o, line), progress=not o.quiet)
 
 
 def add_train(commands: Commands) -> None:
@@ -47,9 +47,9 @@ def _train(o: argparse.Namespace) -> None:
     out = o.out or Path("runs") / o.config.stem
     best = train(
         load_config(o.config, o.overrides), o.data, out, resume=o.resume, accelerator=o.device, devices=o.devices,
-        num_nodes=o.num_nodes, progress=not o.no_progress,
+        num_nodes=o.num_nodes, progress=not (o.no_progress or o.quiet),
     )  # fmt: skip
-    print(f"checkpoint: {best}\nnext: tzn eval {best} --data {o.data}")
+    done(o, f"checkpoint: {best}\nnext: tzn eval {best} --data {o.data}")
 
 
 def add_eval(commands: Commands) -> None:
@@ -81,7 +81,7 @@ def _eval(o: argparse.Namespace) -> None:
     for budget in o.budget or ["trained"]:
         results[budget] = evaluate_checkpoint(
             checkpoint, o.data, split=o.split, config=config, budget=_budget(budget), video_scores=o.video_scores,
-            device=o.device, progress=not o.json,
+            device=o.device, progress=not o.quiet,
         )  # fmt: skip
     first = next(iter(results.values()))
     if o.out:

@@ -90,7 +90,7 @@ def evaluate_checkpoint(
     )
     model = checkpoint.model.to(device).eval()
     found, traces, depth, steps, work, times = {}, {}, 0.0, 0, 0, []
-    for i in tqdm(range(len(dataset)), desc=f"eval {split}", unit="recording", disable=not progress):
+    for i in tqdm(range(len(dataset)), desc=f"eval {split}", unit="recording", disable=None if progress else True):
         example = dataset[i]
         begin = time.perf_counter()
         raw, count = count_multiply_adds(lambda e=example: candidates(model, e.features.to(device), inference))  # type: ignore[misc]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import math
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from tzn.config_loading import config_from_dict
 from tzn.data.annotations import Recording, load_annotations
 from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features, read_header
-from tzn.data.signal import SIGNAL_SUFFIXES, check_signal, load_signal, resample, signal_to_features
+from tzn.data.signal import TEXT_SUFFIXES, check_signal, load_signal, resample, signal_to_features
 from tzn.detections import Detections, write_folder, write_predictions
 from tzn.errors import ConfigError, DataError
 from tzn.formats import FORMATS, format_of
@@ -34,12 +36,16 @@ from tzn.inference.traces import save_trace, trace_arrays
 from tzn.models.checkpoint import LoadedCheckpoint
 from tzn.models.pretrained import RawSignal
 from tzn.ops import choose_backend
-from tzn.readers.front_end import as_features
+from tzn.readers import SIGNAL_SUFFIXES, SUFFIXES, has_times, kind_of, read_recording
+from tzn.readers.front_end import as_features, check_file, kind_of_extractor, recording_id
 
+LOG = logging.getLogger("tzn")
 SHORT_STEPS = 512  # longer recordings fill the machine on their own
 BATCH_STEPS = 4096  # of recordings side by side, padding included
 WINDOW_STEPS = 16384  # of recordings read before those of similar length are put together
 PADDING = 1.25  # longest over shortest recording of a batch
+RAW_SUFFIXES = (".npy", *SIGNAL_SUFFIXES)  # of raw signals
+CLOCK_TOLERANCE = 0.05  # by which a stated rate may differ from that of a file's own times
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ def predict_files(
 
     Args:
         checkpoint: from :func:`tzn.models.checkpoint.load_checkpoint`.
-        inputs: ``.npy``/``.npz`` files, or folders of them; the file name without suffix is the recording id.
+        inputs: recordings that the run's front end reads, ``.npy``/``.npz`` files of features, or folders of them; the file
+            name without suffix is the recording id.
         out: file of format ``fmt``; with "srt" a ``.srt`` file for a single recording, else a folder.
         fmt: "json", "csv" or "srt"; None: by the suffix of ``out``.
         fps: raw frames per second of all recordings; of raw signals, samples per second. None: the checkpoint's, and where
@@ -107,7 +114,7 @@ def predict_files(
         traces: folder for one ``.npz`` per recording with depth and distance fields, for ``tzn plot``.
         video_scores: file of a whole-video classifier with a "class" list; detections get its classes. For models trained
             with ``data.single_class``.
-        signal: the inputs are raw signals (``.npy``, ``.csv``) of this kind, to be cut into feature steps.
+        signal: the inputs are raw signals (``.npy``, tables, EDF, WFDB) of this kind, to be cut into feature steps.
         keep_going: leave out files that cannot be used, instead of stopping at the first.
         resume: continue from ``<out>.part``.
         progress: show a bar on stderr, if that is a terminal.
@@ -143,7 +150,7 @@ def predict_files(
 
     if signal is None:
         inputs = as_features(inputs, config.front_end, fails, device=str(place), progress=progress)
-    files = feature_files(inputs, SIGNAL_SUFFIXES if signal else (config.data.file_suffix,), fails)
+    files = feature_files(inputs, RAW_SUFFIXES if signal else (config.data.file_suffix,), fails)
     names = recording_ids(files, config.data.file_prefix)
     known = {} if annotations is None else load_annotations(annotations, strict=False).recordings
     jobs = []
@@ -187,7 +194,12 @@ def predict_files(
         with bar:
             recordings = _readable(todo, config, signal, keep_going, failed)
             for batch in batches(recordings, min(SHORT_STEPS, settings.chunk)):
+                begin = time.perf_counter()
                 found = localized(model, batch, config, settings, signal, place, traces)
+                LOG.info(
+                    "%s: %d steps, %d detections, %.2f s", ", ".join(job.name for job, _ in batch),
+                    sum(len(x) for _, x in batch), sum(map(len, found.values())), time.perf_counter() - begin,
+                )  # fmt: skip
                 if fuse is not None:
                     found = fuse_video_scores(found, fuse)
                 part.add({name: confident(d, min_score, top) for name, d in found.items()})
@@ -258,7 +270,7 @@ def feature_files(
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
+            inside = sorted(file for file in path.iterdir() if file.name.endswith(tuple(suffixes)) and file.is_file())
             if not inside:
                 fails(path, DataError(f"{path}: no {' or '.join(suffixes)} files in this folder"))
             files += inside
@@ -275,7 +287,7 @@ def recording_ids(files: Sequence[Path], prefix: str) -> list[str]:
     Raises:
         DataError: one of them twice.
     """
-    names = [path.stem.removeprefix(prefix) for path in files]
+    names = [recording_id(path).removeprefix(prefix) for path in files]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"two inputs are named {twice[0]!r}; recording ids must differ")
@@ -306,11 +318,24 @@ def _classes(
 
 
 def check_input(path: Path, config: ExperimentConfig, signal: RawSignal | None) -> None:
-    """What can be told of a file without its values."""
+    """What can be told of a file without its values.
+
+    Raises:
+        DataError: missing, empty or foreign file, features of another width.
+    """
     if signal is None:
+        extractor = config.front_end.extractor
+        if path.is_file() and kind_of(path) is not None:
+            raise DataError(
+                f"{path}: this model was trained on features made elsewhere (.npy, .npz), so it reads no recordings"
+                if extractor is None
+                else f"{path}: this model reads {', '.join(SUFFIXES[kind_of_extractor(extractor)])} or features (.npy, .npz)"
+            )
         read_header(path, config.model.feature_dim, npz_key=config.data.npz_key)
-    else:
+    elif path.suffix in (".npy", *TEXT_SUFFIXES):
         check_signal(path, len(signal.channels))
+    else:
+        check_file(path, RAW_SUFFIXES)
 
 
 def read_input(job: Job, config: ExperimentConfig, signal: RawSignal | None) -> np.ndarray:
@@ -318,10 +343,32 @@ def read_input(job: Job, config: ExperimentConfig, signal: RawSignal | None) -> 
     if signal is None:
         return load_features(job.path, npz_key=config.data.npz_key, input_dim=config.model.feature_dim)
     try:
+        if job.path.suffix != ".npy" and (job.path.suffix not in TEXT_SUFFIXES or has_times(job.path)):
+            return signal_to_features(_timed_samples(job, signal), signal.samples_per_step)
         return signal_features(load_signal(job.path, len(signal.channels)), job.fps, signal)
     except DataError as error:
         text = str(error)
         raise DataError(text if text.startswith(str(job.path)) else f"{job.path}: {text}") from None
+
+
+def _timed_samples(job: Job, signal: RawSignal) -> np.ndarray:
+    """Samples ``[N, C]`` at the signal's rate, by the reader for the file; where it says its own rate, that one counts.
+
+    Raises:
+        DataError: unreadable file, another number of channels, an ``fps`` that contradicts the file's own times.
+    """
+    timed = has_times(job.path)
+    if timed and job.fps != signal.rate:
+        own = read_recording(job.path).rate
+        if abs(own / job.fps - 1) > CLOCK_TOLERANCE:
+            raise DataError(f"{job.path}: its times say {own:g} samples a second, not fps = {job.fps:g}; leave fps out")
+    recording = read_recording(job.path, rate=signal.rate, sample_rate=None if timed else job.fps)
+    if recording.values.shape[1] != len(signal.channels):
+        raise DataError(
+            f"{job.path}: has the channels {', '.join(recording.channels)}; expected {len(signal.channels)} besides the "
+            f"times: {', '.join(signal.channels)}"
+        )
+    return recording.values
 
 
 def signal_features(samples: np.ndarray, fps: float, signal: RawSignal) -> np.ndarray:

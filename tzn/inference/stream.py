@@ -232,7 +232,9 @@ class StreamLocalizer:
         return in_seconds(found.segments, found.scores, found.labels, found.std, self.grid, covered)
 
     def _joined(self, found: list[Detections]) -> Detections:
-        parts = found or [Detections(np.zeros((0, 2)), np.zeros(0), np.zeros(0, dtype=np.int64))]
+        if not found:  # most pushes
+            return Detections(np.zeros((0, 2)), np.zeros(0), np.zeros(0, dtype=np.int64))
+        parts = found
         std = None if parts[0].std is None else np.concatenate([p.std for p in parts if p.std is not None])
         segments, scores, labels = (
             np.concatenate([getattr(p, x) for p in parts]) for x in ("segments", "scores", "labels")

@@ -105,13 +105,30 @@ class ActionFormerConfig(Checked):
 
     Attributes:
         input_dim: channels of the features; several: split in this order and projected on their own.
+        num_classes: number of action classes.
         embd_dim: width of the backbone; several: widths of those projections, their sum is the width.
+        backbone_type: blocks of the backbone: "convTransformer" (windowed attention) or "conv" (convolutions only).
         backbone_arch: (embedding convolutions, full-rate blocks, halving blocks).
+        scale_factor: stride of a level over that of the level below.
+        n_head: attention heads; must divide the width.
         n_mha_win_size: attention window for all levels, or one per level; below 2: global attention.
         max_seq_len: length that training pads to, and the table of positions has.
+        embd_kernel_size: odd width of the embedding convolutions, in steps.
+        embd_with_ln: layer normalisation after the embedding convolutions.
+        use_abs_pe: sinusoidal positions are added to the embedded features.
+        use_rel_pe: attention has a learned bias per head and offset.
         fpn_type: "identity" or "fpn" (top-down).
+        fpn_dim: channels of the levels that the heads see.
+        fpn_with_ln: layer normalisation of those levels.
+        head_dim: channels of the class and offset heads.
+        head_num_layers: layers of the heads, the output included.
+        head_kernel_size: odd width of the heads' convolutions, in steps.
+        head_with_ln: layer normalisation inside the heads.
+        regression_range: per level, the (low, high) range of offsets, in grid steps, that it answers for.
+        cls_prior_prob: initial class probability of the class head.
         head_empty_cls: classes without training data; their initial probability is 1e-6.
-        Others as in the original configuration files.
+        dropout: dropout in the blocks' MLPs and on the output of attention.
+        droppath: stochastic depth per recording on the residual branches.
     """
 
     section: ClassVar[str] = "actionformer"
@@ -137,7 +154,7 @@ class ActionFormerConfig(Checked):
     head_kernel_size: OddWindow = 3
     head_with_ln: bool = True
     regression_range: tuple[Range, ...] = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
-    cls_prior_prob: ShareBelowOne = 0.01
+    cls_prior_prob: Prior = 0.01
     head_empty_cls: tuple[int, ...] = ()
     dropout: ShareBelowOne = 0.0
     droppath: ShareBelowOne = 0.1

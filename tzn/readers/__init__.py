@@ -13,7 +13,7 @@ from typing import Any
 from tzn.errors import DataError
 from tzn.readers.recording import Recording
 
-__all__ = ["Recording", "kind_of", "read_recording"]
+__all__ = ["Recording", "has_times", "kind_of", "read_recording"]
 
 SIGNAL_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet", ".edf", ".bdf", ".hea")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
@@ -25,6 +25,23 @@ def kind_of(path: str | Path) -> str | None:
     """ "samples", "sound" or "video" by the suffix of a file name, or None."""
     name = Path(path).name.lower()
     return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), None)
+
+
+def has_times(path: str | Path) -> bool:
+    """Whether a file of samples says itself when they were taken: EDF, BDF, WFDB, a table with a column of times.
+
+    Raises:
+        DataError: a table whose first lines cannot be read; the message begins with the path.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".edf", ".bdf", ".hea"):
+        return True
+    from tzn.readers.table import clock_of
+
+    try:
+        return clock_of(path) is not None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def read_recording(

@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +33,7 @@ from tzn.errors import ConfigError, DataError
 from tzn.files import atomic_write
 from tzn.readers import SUFFIXES, kind_of, read_recording
 
+LOG = logging.getLogger("tzn")
 SIDECAR = "features.json"
 FORMAT = 1  # of the features: raised when the same description would give other numbers
 DEFAULTS = {"video": "efficientnet-lite0", "sound": "log-mel"}
@@ -123,10 +126,14 @@ class FrontEnd:
         target = cache_folder() / "features" / self._key(path) / f"{recording_id(path)}.npy"
         made = target if target.is_file() else next(target.parent.glob("*.npy"), None)
         if made is None or not cache:
+            begin = time.perf_counter()
             with _naming(path):
-                write_rows(target, _shown(self.blocks(path, device), self, path, progress))
-        elif made != target:
-            copy_file(made, target)
+                steps = write_rows(target, _shown(self.blocks(path, device), self, path, progress))
+            LOG.info("%s: %d feature steps made in %.1f s", path, steps, time.perf_counter() - begin)
+        else:
+            LOG.info("%s: features are in the cache (%s)", path, made)
+            if made != target:
+                copy_file(made, target)
         return target
 
     def _key(self, path: Path) -> str:
@@ -350,6 +357,11 @@ def prepare_features(
     return dataclasses.replace(config, front_end=wanted, data=_with_grid(c, sidecar["grid"]))
 
 
+def is_recording(path: Path, config: FrontEndConfig) -> bool:
+    """Whether a run with this front end takes the file as a recording (by its suffix) and not as features."""
+    return config.extractor is not None and path.name.lower().endswith(SUFFIXES[kind_of_extractor(config.extractor)])
+
+
 def as_features(
     inputs: Sequence[Path],
     config: FrontEndConfig,
@@ -368,17 +380,15 @@ def as_features(
     """
     if config.extractor is None:
         return list(inputs)
-    suffixes = SUFFIXES[kind_of_extractor(config.extractor)]
     found: list[Path] = []
     for path in inputs:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        recordings = [p for p in inside if p.is_file() and p.name.lower().endswith(suffixes)]
-        found += recordings or [path]
+        found += [p for p in inside if p.is_file() and is_recording(p, config)] or [path]
     front_end = None
     made = []
-    many = sum(path.name.lower().endswith(suffixes) for path in found) > 1
+    many = sum(is_recording(path, config) for path in found) > 1
     for path in tqdm(found, desc="features", unit="recording", disable=not many or not _visible(progress)):
-        if path.name.lower().endswith(suffixes):
+        if is_recording(path, config):
             front_end = front_end or FrontEnd(config)
             try:
                 made.append(front_end.features(path, device=device, progress=progress and not many))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,12 +71,53 @@ def _parquet(path: Path) -> Any:
     return require("pyarrow.parquet", f"reading {path.name}", "signal").read_table(path)
 
 
+class _Layout(NamedTuple):
+    """How a text file holds its table: lines before the numbers, names of the columns, separator, decimal sign, encoding."""
+
+    skipped: int
+    names: list[str]
+    delimiter: str
+    decimal: str
+    encoding: str
+
+
+def clock_of(path: Path) -> str | None:
+    """Name of the column that :func:`read_table` takes for the times, seen from the names alone; None: there is none.
+
+    Raises:
+        DataError: as :func:`read_table` for a file without names to read, and for two such columns.
+    """
+    if path.suffix == ".parquet":
+        arrow = require("pyarrow", f"reading {path.name}", "signal")
+        parquet = require("pyarrow.parquet", f"reading {path.name}", "signal")
+        try:
+            return _time_column(parquet.read_schema(path).names, None, None)
+        except (arrow.ArrowException, OSError) as error:
+            raise DataError(f"cannot be read as a table ({' '.join(str(error).split())[:200]})") from None
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            layout = _layout(file.read(SNIFFED), None)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read as a table ({error})") from None
+    return _time_column(layout.names, None, None)
+
+
 def _csv(path: Path, decimal: str | None) -> Any:
     """An Arrow table; separator, decimal sign, encoding and a line of names are seen from the first 64 KiB."""
     arrow = require("pyarrow", f"reading {path.name}", "signal")
     reader = require("pyarrow.csv", f"reading {path.name}", "signal")
     with arrow.input_stream(str(path), compression="detect") as file:
-        head = file.read(SNIFFED)
+        layout = _layout(file.read(SNIFFED), decimal)
+    return reader.read_csv(
+        path,
+        read_options=reader.ReadOptions(skip_rows=layout.skipped, column_names=layout.names, encoding=layout.encoding),
+        parse_options=reader.ParseOptions(delimiter=layout.delimiter),
+        convert_options=reader.ConvertOptions(decimal_point=layout.decimal),
+    )
+
+
+def _layout(head: bytes, decimal: str | None) -> _Layout:
+    """The layout of a file that begins with ``head``."""
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = head.decode(encoding, errors="ignore" if len(head) == SNIFFED else "strict")
     lines = text.splitlines()
@@ -88,14 +130,7 @@ def _csv(path: Path, decimal: str | None) -> Any:
     first = next(csv.reader([lines[skipped]], delimiter=delimiter))
     named = not any(_is_number(field.replace(decimal, ".")) for field in first)
     names = [name.strip() for name in first] if named else [f"column{i}" for i in range(len(first))]
-    return reader.read_csv(
-        path,
-        read_options=reader.ReadOptions(
-            skip_rows=skipped + named, column_names=names, encoding="utf8" if encoding == "utf-8-sig" else encoding
-        ),
-        parse_options=reader.ParseOptions(delimiter=delimiter),
-        convert_options=reader.ConvertOptions(decimal_point=decimal),
-    )
+    return _Layout(skipped + named, names, delimiter, decimal, "utf8" if encoding == "utf-8-sig" else encoding)
 
 
 def _time_column(names: list[str], time: str | None, sample_rate: float | None) -> str | None:

@@ -19,11 +19,12 @@ import lightning.pytorch as pl
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
+from tqdm import tqdm
 
 from tzn import __version__
 from tzn.checked import shown
@@ -47,6 +48,7 @@ from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
 from tzn.training.resolve import best_f1_threshold, fingerprint, resolve_config
 
+LOG = logging.getLogger("tzn")
 # Lightning's tips and tree warnings say nothing about a run.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r".*(treespec|does not have many workers|LeafSpec).*")
@@ -200,6 +202,11 @@ def _train(
             remove_temporary(out)
             with atomic_write(out / "config.yaml") as file:
                 file.write(dump_config(config))
+            LOG.info(
+                "%d recordings to learn from, %d held out, %d classes; %d parameters; %d epochs on %s",
+                len(train_set.recordings), len(held_out), len(train_set.classes),
+                sum(p.numel() for p in module.model.parameters()), config.training.epochs, trainer.strategy.root_device,
+            )  # fmt: skip
         begin, cpu_begin = time.perf_counter(), time.process_time()
         stop.training = True
         _fit(trainer, module, RecordingData(config, train_set, validation_set), last, resume)
@@ -318,6 +325,32 @@ def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDatas
     return train_set, RecordingDataset(annotations, held_out, folder, c, width, training=False)
 
 
+class TrainingBar(Callback):
+    """Optimiser steps, epoch and loss on stderr, where that is a terminal; Lightning's own bars go to standard output."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            total = int(trainer.estimated_stepping_batches)
+            self._bar = tqdm(total=total, initial=trainer.global_step, desc="train", unit="step", disable=None)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is None or self._bar.disable or trainer.global_step == self._bar.n:
+            return
+        self._bar.update(trainer.global_step - self._bar.n)
+        loss = trainer.callback_metrics.get("train/loss")
+        loss_text = "" if loss is None else f", loss={float(loss):.3f}"
+        self._bar.set_postfix_str(f"epoch={trainer.current_epoch + 1}/{trainer.max_epochs}{loss_text}", refresh=False)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 def _trainer(
     config: ExperimentConfig, out: Path, validate: bool, accelerator: str, devices: int | None, num_nodes: int,
     progress: bool, stop: StopOnSignal,
@@ -349,7 +382,7 @@ def _trainer(
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=out,
         )
@@ -373,7 +406,7 @@ def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bo
     callbacks.append(ModelCheckpoint(filename="best", save_on_train_epoch_end=not validate, **monitor, **common))
     callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
     if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=5))
+        callbacks.append(TrainingBar())
     return callbacks
 
 

@@ -13,14 +13,17 @@ import numpy as np
 
 from tzn.data.annotations import Problem, class_label_ids, parse_annotations, read_database, read_json
 from tzn.data.features import load_features
-from tzn.data.signal import load_signal
+from tzn.data.signal import TEXT_SUFFIXES, load_signal
 from tzn.detections import Detections, read_predictions
 from tzn.errors import DataError
+from tzn.readers import SIGNAL_SUFFIXES as READ_SUFFIXES
+from tzn.readers import SOUND_SUFFIXES, has_times, read_recording
+from tzn.readers.front_end import recording_id
 from tzn.visualization.pictures import load_trace
 
 MEDIA_SUFFIXES = (".mp4", ".m4v", ".webm", ".mov", ".mkv", ".ogv", ".ogg", ".mp3", ".m4a", ".wav", ".flac")
 UNPLAYABLE = (".avi", ".wmv", ".flv", ".mpg", ".mpeg")  # no browser plays these
-SIGNAL_SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt")
+SIGNAL_SUFFIXES = (".npy", ".npz", *READ_SUFFIXES)
 MAX_CHANNELS = 12  # drawn without --channels
 
 
@@ -98,19 +101,20 @@ def gather(
     recordings: Sequence[str] | None = None,
     classes: Sequence[str] = (),
     rate: float | None = None,
-    channels: Sequence[int] | None = None,
+    channels: Sequence[int | str] | None = None,
 ) -> Sources:
     """Read everything that a page is made from.
 
     Args:
         files: at most one predictions file (it has "results") and one annotation file (it has "database").
-        media: videos, audio, or signals (``.npy``/``.npz`` ``[samples, channels]``, ``.csv``), or folders of them; each
-            belongs to the recording of its name, or a single one to the only recording.
+        media: videos, audio, or signals (``.npy``/``.npz`` ``[samples, channels]``, and whatever
+            :func:`tzn.readers.read_recording` takes for samples: tables, EDF, WFDB), or folders of them; each belongs to
+            the recording of its name, or a single one to the only recording. Sound without a signal is drawn as its level.
         traces: folder from ``tzn predict --traces``.
         recordings: only these; default: those of the predictions, else of the annotations, else of the media.
         classes: names beyond those in the files, for drawing.
-        rate: samples per second of the signals; default: samples over the recording's duration.
-        channels: which channels of the signals to draw, from 0; default: the first 12.
+        rate: samples per second of signals that do not say it themselves; default: samples over the recording's duration.
+        channels: which channels of the signals to draw, from 0 or by name; default: the first 12.
 
     Raises:
         DataError: unreadable files, two of a kind, names that do not fit together, unknown recording, unknown rate.
@@ -133,10 +137,18 @@ def gather(
         )
     curves, clips = (_assigned(given, listed, bool(recordings)) for given in (curves, clips))
     pages = []
+    warnings = [f"{annotations}: left out: {problem}" for problem in truth.problems]
     for name in listed:
         trace = _trace(traces, name)
         duration = truth.durations.get(name)
-        signal = _signal(curves[name], rate, channels, duration or _trace_duration(trace)) if name in curves else None
+        signal = None
+        if name in curves:
+            signal = _signal(curves[name], rate, channels, duration or _trace_duration(trace))
+        elif name in clips and clips[name].suffix.lower() in SOUND_SUFFIXES:
+            try:
+                signal = _level(clips[name])
+            except DataError as error:  # it can be heard all the same
+                warnings.append(f"drawn without its level: {error}")
         if duration is None:
             duration = len(signal.samples) / signal.rate if signal else _trace_duration(trace)
         nothing = np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -158,9 +170,8 @@ def gather(
     if traces is not None and all(page.trace is None for page in pages):
         raise DataError(f"{traces}: no trace of {listed[0]!r} or any other recording here; see 'tzn predict --traces'")
     ids: dict[str, int] = class_label_ids(annotations) if annotations else {}
-    warnings = tuple(f"{annotations}: left out: {problem}" for problem in truth.problems)
     return Sources(
-        names, tuple(ids.get(n) for n in names), tuple(pages), original, warnings, predictions is not None,
+        names, tuple(ids.get(n) for n in names), tuple(pages), original, tuple(warnings), predictions is not None,
         _threshold(content),
     )  # fmt: skip
 
@@ -216,10 +227,10 @@ def _split_media(media: Sequence[Path]) -> tuple[dict[str, Path], dict[str, Path
     signals: dict[str, Path] = {}
     clips: dict[str, Path] = {}
     for path in _media_files(media):
-        kind = signals if path.suffix.lower() in SIGNAL_SUFFIXES else clips
-        if path.stem in kind:
-            raise DataError(f"{kind[path.stem]} and {path}: two files of one name; recording names must differ")
-        kind[path.stem] = path
+        kind, name = signals if path.name.lower().endswith(SIGNAL_SUFFIXES) else clips, recording_id(path)
+        if name in kind:
+            raise DataError(f"{kind[name]} and {path}: two files of one name; recording names must differ")
+        kind[name] = path
     return signals, clips
 
 
@@ -227,7 +238,7 @@ def _media_files(media: Sequence[Path]) -> Iterator[Path]:
     for path in media:
         suffix = path.suffix.lower()
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in (*MEDIA_SUFFIXES, *SIGNAL_SUFFIXES))
+            inside = sorted(p for p in path.iterdir() if p.name.lower().endswith((*MEDIA_SUFFIXES, *SIGNAL_SUFFIXES)))
             if not inside:
                 raise DataError(f"{path}: no video, audio or signal files in this folder")
             yield from inside
@@ -235,7 +246,7 @@ def _media_files(media: Sequence[Path]) -> Iterator[Path]:
             raise DataError(f"{path}: no such file or folder")
         elif suffix in UNPLAYABLE:
             raise DataError(f"{path}: browsers do not play {suffix}; convert it: ffmpeg -i {path.name} {path.stem}.mp4")
-        elif suffix in MEDIA_SUFFIXES or suffix in SIGNAL_SUFFIXES:
+        elif path.name.lower().endswith((*MEDIA_SUFFIXES, *SIGNAL_SUFFIXES)):
             yield path
         elif path.name.endswith((".json", ".json.gz")):
             raise DataError(f"{path}: no video, audio or signal; predictions and annotations come before --media")
@@ -276,23 +287,42 @@ def _trace_duration(trace: Mapping[str, np.ndarray] | None) -> float | None:
     return float(time[-1] + (time[1] - time[0]) / 2)
 
 
-def _signal(path: Path, rate: float | None, channels: Sequence[int] | None, duration: float | None) -> Signal:
-    if path.suffix.lower() in (".npy", ".npz"):
-        samples, names = load_features(path), None
-    else:
+def _signal(path: Path, rate: float | None, channels: Sequence[int | str] | None, duration: float | None) -> Signal:
+    numbers = path.suffix.lower() in (".npy", ".npz")
+    if not numbers and has_times(path):
+        recording = read_recording(path)
+        samples, names, rate = recording.values, list(recording.channels), recording.rate
+    elif numbers:
+        samples = load_features(path)
+        names = [f"channel {i}" for i in range(samples.shape[1])]
+    elif path.suffix.lower() in TEXT_SUFFIXES:
         names = _column_names(path)
         samples = load_signal(path, len(names))
-    width = samples.shape[1]
-    drawn = list(range(min(width, MAX_CHANNELS))) if channels is None else list(channels)
-    for channel in drawn:
-        if not 0 <= channel < width:
-            raise DataError(f"--channels {channel}: {path} has channels 0 to {width - 1}")
+    else:
+        recording = read_recording(path, sample_rate=rate or 1.0)  # a rate that no sample is moved for
+        samples, names = recording.values, list(recording.channels)
+    drawn = (
+        list(range(min(len(names), MAX_CHANNELS))) if channels is None else [_channel(c, names, path) for c in channels]
+    )
     if rate is None:
         if duration is None:
             raise DataError(f"{path}: how many samples are a second? Add --rate")
         rate = len(samples) / duration
-    names = names or [f"channel {i}" for i in range(width)]
     return Signal(samples[:, drawn], rate, tuple(names[i] for i in drawn))
+
+
+def _channel(channel: int | str, names: Sequence[str], path: Path) -> int:
+    if isinstance(channel, str) and channel in names:
+        return names.index(channel)
+    if isinstance(channel, str) or not 0 <= channel < len(names):
+        raise DataError(f"--channels {channel}: {path} has channels 0 to {len(names) - 1}: {', '.join(names[:20])}")
+    return channel
+
+
+def _level(path: Path) -> Signal:
+    """How loud a sound is: the mean of its log-mel bands, 100 times a second."""
+    recording = read_recording(path)
+    return Signal(recording.values.mean(1, keepdims=True), recording.rate, ("level",))
 
 
 def _column_names(path: Path) -> list[str]:
