@@ -298,3 +298,21 @@ def test_every_shell_has_a_script(name, capsys):
     assert main(["completion", name]) == 0
     script = capsys.readouterr().out.lower()
     assert "tzn" in script and "argcomplete" in script
+
+
+def test_a_full_disk_in_a_thread_of_a_library_is_told_once(monkeypatch, capsys):
+    import errno
+    import threading
+
+    def run(options):
+        def write():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        write()
+
+    monkeypatch.setattr("tzn.cli.info._info", run)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["tzn info: input or output: No space left on device"]

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from tzn.errors import DataError
 
@@ -35,6 +39,7 @@ def talking(command: str, *, quiet: bool = False, verbose: bool = False) -> Iter
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"tzn {command}: %(message)s"))
     before = LOG.level, LOG.propagate, warnings.formatwarning
+    of_threads = threading.excepthook
 
     def one_line(message: Warning | str, *_: object, **__: object) -> str:
         return f"tzn {command}: warning: {' '.join(str(message).split())}\n"
@@ -44,6 +49,7 @@ def talking(command: str, *, quiet: bool = False, verbose: bool = False) -> Iter
     LOG.propagate = False
     if not verbose:
         warnings.formatwarning = one_line
+        threading.excepthook = _thread_failed
     try:
         with warnings.catch_warnings():
             if quiet:
@@ -52,6 +58,38 @@ def talking(command: str, *, quiet: bool = False, verbose: bool = False) -> Iter
     finally:
         LOG.removeHandler(handler)
         LOG.level, LOG.propagate, warnings.formatwarning = before
+        threading.excepthook = of_threads
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; as an interrupt, so that nothing takes it for an error that it can go on after."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, SIGTERM raises :class:`Terminated`: what cleans up after Ctrl-C then also does after SIGTERM."""
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a loader process inherits the handler and has nothing to clean up
+            os._exit(128 + number)
+        raise Terminated
+
+    # Only the main thread may set handlers, and only the system's own is replaced: a host program has its reasons.
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    # A library's writing thread that meets a full disk tells the main thread, which ends the command with one line.
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 @contextlib.contextmanager

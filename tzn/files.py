@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import tempfile
@@ -67,6 +68,13 @@ def _renamed(path: Path, mode: str, text: dict[str, str]) -> Iterator[IO[Any]]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def remove_temporary_of(path: Path) -> None:
+    """Delete what a kill left of :func:`atomic_write` to ``path``; nobody else may be writing it."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if TEMPORARY.fullmatch(stale.name) and len(stale.name) == len(f".{path.name}.") + 12:
+            stale.unlink(missing_ok=True)
 
 
 def remove_temporary(folder: Path) -> int:

@@ -370,10 +370,32 @@ def test_killed_at_any_moment_and_resumed_nothing_is_lost_or_there_twice(folder,
     assert _predict(*given, "--resume") == 0
     assert _predict(folder / "fixed.ckpt", folder / "features", "--out", clean) == 0
     _assert_same(out, clean)
-    assert not part.exists()
+    assert not part.exists() and not list(tmp_path.glob(".*.tmp"))
     for line in kept:  # what was done before is taken as it was
         row = json.loads(line)
         assert [r["segment"] for r in _results(out)[row["id"]]] == row["segments"]
+
+
+STOPPED = KILLED.replace("signal.SIGKILL", "int(os.environ['NUMBER'])")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"])
+@pytest.mark.parametrize(("moment", "at"), [("after", 3), ("rename", 0)], ids=["recording", "rename"])
+def test_a_stopped_prediction_says_so_and_leaves_only_what_is_done(folder, tmp_path, number, code, moment, at):
+    out = tmp_path / "p.json"
+    given = [folder / "fixed.ckpt", folder / "features", "--out", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBER": str(int(number))}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, moment, str(at), *map(str, given)], capture_output=True, text=True,
+        cwd=Path(__file__).resolve().parents[2], env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if line.startswith("tzn predict: stopped; ")]
+    assert done.returncode == code and len(said) == 1 and "continue with --resume" in said[0], done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["p.json.part"]
+    assert _predict(*given, "--resume") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
 
 
 def test_a_foreign_file_of_that_name_is_left_alone(folder, tmp_path, capsys):

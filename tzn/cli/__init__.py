@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from tzn import __version__
 from tzn.cli import data, info, manual, predict, results, train
-from tzn.console import LOG, talking
+from tzn.console import LOG, Terminated, stoppable, talking
 from tzn.errors import TznError
 
 # In the order in which they are listed.
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
-        with talking(options.command, quiet=options.quiet, verbose=options.verbose):
+        with stoppable(), talking(options.command, quiet=options.quiet, verbose=options.verbose):
             _check_machine(options)
             options.run(options)
         sys.stdout.flush()
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(options, "the output was closed before everything was written to it (broken pipe)")
     except TznError as error:
         return _failed(options, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _failed(options, "interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return _failed(options, str(stop) or "stopped", 143 if isinstance(stop, Terminated) else 130)
     except OSError as error:
         return _failed(options, f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:

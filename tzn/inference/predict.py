@@ -28,6 +28,7 @@ from tzn.data.features import load_features, read_header
 from tzn.data.signal import TEXT_SUFFIXES, check_signal, load_signal, resample, signal_to_features
 from tzn.detections import Detections, write_folder, write_predictions
 from tzn.errors import ConfigError, DataError
+from tzn.files import remove_temporary_of
 from tzn.formats import FORMATS, format_of
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores, video_score_classes
 from tzn.inference.localize_many import localize_many
@@ -479,6 +480,7 @@ def _journal(out: Path, settings: Mapping[str, Any], resume: bool, made: list[Pa
     part, kept = None, 0
     try:
         part = PartFile(out.parent / f"{out.name}.part", settings, resume=resume)
+        remove_temporary_of(out)
         yield part
         part.close(delete=True)
     except BaseException as error:
@@ -493,6 +495,8 @@ def _journal(out: Path, settings: Mapping[str, Any], resume: bool, made: list[Pa
             raise DataError(f"{name}: cannot be written ({error.strerror or error}){rest}") from None
         if isinstance(error, DataError) and rest:
             raise DataError(f"{error}{rest}") from None
+        if isinstance(error, KeyboardInterrupt) and rest:
+            raise type(error)(f"stopped{rest}") from None
         raise
 
 
