@@ -381,7 +381,8 @@ def test_what_conversion_leaves_out_is_said(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out.startswith("1 segments: ")
     assert said.err.splitlines() == [
-        f"warning: {truth}: 2 segments left out: end before start", f"warning: {truth}: 1 segments left out: zero length",
+        f"tzn convert: warning: {truth}: 2 segments left out: end before start",
+        f"tzn convert: warning: {truth}: 1 segments left out: zero length",
     ]  # fmt: skip
     found = tmp_path / "found.json"
     good = {"segment": [0, 1], "label": "walk", "score": 0.5}
@@ -389,7 +390,7 @@ def test_what_conversion_leaves_out_is_said(tmp_path, capsys):
     convert = ["convert", str(found), str(tmp_path / "out.csv"), "--annotations", str(truth)]
     assert "ends before it starts" in _fails(capsys, *convert)
     assert main([*convert, "--lenient"]) == 0
-    assert capsys.readouterr().err == f"warning: {found}: 1 detections left out: segment ends before it starts\n"
+    assert capsys.readouterr().err == f"tzn convert: warning: {found}: 1 detections left out: segment ends before it starts\n"
     blocked = tmp_path / "blocked.json"
     blocked.write_text('["q"]')
     score = ["score", str(found), str(truth), "--tiou", "0.5", "--json"]

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tzn.cli._shared import OVERRIDES, Commands, command, done, warn
-from tzn.console import incoming, outgoing
+from tzn.console import LOG, incoming, outgoing
 
 
 def add_score(commands: Commands) -> None:
@@ -147,7 +147,7 @@ def _plot(o: argparse.Namespace) -> None:
 
     for path in plot_files(
         o.annotations, o.out, predictions=o.predictions, traces=o.traces, recordings=o.recording, split=o.split,
-        window=o.window, suffix=o.format, min_score=o.min_score, say=lambda line: warn([line]),
+        window=o.window, suffix=o.format, min_score=o.min_score, say=LOG.warning,
     ):  # fmt: skip
         done(o, str(path))
 
