@@ -10,10 +10,13 @@ KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
 
+# Two test files at a time. Threads that wait for each other sleep: spinning, four on two cores take ten times as long.
+PYTEST := env OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 # Triton's interpreter is chosen when Triton is imported, so its tests are a process of their own.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --ignore=tests/kernels --ignore=tests/evidence --ignore=tests/extractors
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels tests/ops
+	$(PYTEST) --ignore=tests/kernels --ignore=tests/evidence --ignore=tests/extractors
+	TRITON_INTERPRET=1 $(PYTEST) --dist worksteal tests/kernels tests/ops
 
 # torchvision and timm, which must not lie in the environment itself (tests/extractors says why).
 EXTRACTORS := build/extractors
