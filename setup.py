@@ -6,6 +6,7 @@ integration, wheels); ``TZN_SANITIZE=1`` builds with AddressSanitizer and UBSan;
 The binary uses PyTorch's stable ABI and no symbol of Python's: one wheel for Python >= 3.10 and torch >= 2.10.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -65,16 +66,28 @@ class BuildKernels(build_ext):
         facts["compiler"] = _first_line([compiler, "--version"])
         extension.include_dirs = [str(torch_folder / "include"), str(ROOT / "csrc" / "cpu")]
         extension.library_dirs = [str(torch_folder / "lib")]
-        objects = Path(self.build_temp) / extension.name
+        # A folder per compiler, torch and flags: what lies there is as good as new while no source is newer.
+        flags = repr((facts["compiler"], facts["torch"], extension.extra_compile_args))
+        objects = Path(self.build_temp) / extension.name / hashlib.sha256(flags.encode()).hexdigest()[:12]
+        newest_header = max(os.path.getmtime(path) for path in [*extension.depends, __file__])
 
         def compile_one(source):
-            return self.compiler.compile(
+            files = self.compiler.object_filenames([source], output_dir=str(objects))
+            if all(
+                os.path.exists(f) and os.path.getmtime(f) > max(newest_header, os.path.getmtime(source)) for f in files
+            ):
+                return files
+            made = self.compiler.compile(
                 [source],
-                output_dir=str(objects),
+                output_dir=str(objects / "unfinished"),
                 include_dirs=extension.include_dirs,
                 extra_postargs=extension.extra_compile_args,
                 depends=extension.depends,
             )
+            for new, file in zip(made, files, strict=True):
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(new, file)
+            return files
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             files = [file for result in pool.map(compile_one, extension.sources) for file in result]
