@@ -61,11 +61,11 @@ def block(dtype: torch.dtype, width: int) -> None:
     from tzn.nn import VariableDepthBlock
 
     weights = list(VariableDepthBlock(WIDTH, WIDTH // width, WINDOW, HIDDEN / WIDTH).weights())
-    grouped = kernels.grouped([w.detach().to(dtype) for w in weights])
+    given = [w.detach().to(dtype) for w in weights]
     gate = torch.ones(1, STEPS)
     for x in {dtype: torch.zeros(1, STEPS, WIDTH, dtype=dtype), torch.float32: torch.zeros(1, STEPS, WIDTH)}.values():
-        out, saved = kernels.forward(x, gate, grouped, gate > 0, keep=True)
-        kernels.backward(out, x, gate, grouped, saved)
+        out, saved = kernels.forward(x, gate, given, gate > 0, keep=True)
+        kernels.backward(out, x, gate, given, saved)
 
 
 def decoding(dtype: torch.dtype, width: int) -> None:

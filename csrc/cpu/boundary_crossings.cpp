@@ -123,14 +123,15 @@ Table run_crossings(
   const auto table = [&] { return torch::stable::new_empty(distance, {fields, capacity}, distance.scalar_type()); };
   Tensor position = table(), std = table(), slope = table(), count = empty_long(distance, fields);
   const F infinity = std::numeric_limits<F>::infinity();
+  F *positions = data<F>(position), *stds = data<F>(std), *slopes = data<F>(slope);
+  std::fill_n(positions, fields * capacity, infinity), std::fill_n(stds, fields * capacity, infinity);
+  std::fill_n(slopes, fields * capacity, F(0));
   for (int64_t b = 0; b < fields; ++b) {
     data<int64_t>(count)[b] = static_cast<int64_t>(found[b].size());
-    for (int64_t k = 0; k < capacity; ++k) {
-      const bool there = k < static_cast<int64_t>(found[b].size());
-      const Crossing<F> crossing = there ? found[b][k] : Crossing<F>{infinity, infinity, F(0)};
-      data<F>(position)[b * capacity + k] = crossing.position;
-      data<F>(std)[b * capacity + k] = crossing.std;
-      data<F>(slope)[b * capacity + k] = crossing.slope;
+    int64_t place = b * capacity;
+    for (const Crossing<F>& crossing : found[b]) {
+      positions[place] = crossing.position, stds[place] = crossing.std, slopes[place] = crossing.slope;
+      ++place;
     }
   }
   return {position, std, slope, count};

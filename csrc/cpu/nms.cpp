@@ -107,7 +107,7 @@ void check_groups(const Tensor& group, int64_t count, const char* name) {
 
 // Candidates of the recordings one after the other; `bounds`: where each begins, and the end of the last.
 template <typename F>
-std::tuple<Tensor, Tensor, Tensor> run_suppress(
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_suppress(
     const Tensor& segments, const Tensor& scores, const int64_t* labels, const std::vector<int64_t>& bounds,
     const Decay<F>& decay, double above, int64_t total) {
   const auto recordings = static_cast<int64_t>(bounds.size()) - 1;
@@ -125,13 +125,18 @@ std::tuple<Tensor, Tensor, Tensor> run_suppress(
   Tensor index = empty_long(scores, count), made = empty_long(scores, recordings);
   Tensor score = torch::stable::new_empty(scores, {count}, scores.scalar_type());
   auto *next_index = static_cast<int64_t*>(index.data_ptr()), *next_made = static_cast<int64_t*>(made.data_ptr());
-  auto* next_score = static_cast<F*>(score.data_ptr());
+  Tensor kept = torch::stable::new_empty(segments, {count, 2}, segments.scalar_type());
+  auto *next_score = static_cast<F*>(score.data_ptr()), *next_kept = static_cast<F*>(kept.data_ptr());
+  const F* ends = data<const F>(segments);
   for (int64_t r = 0; r < recordings; ++r) {
-    for (int64_t i : found[r].index) *next_index++ = bounds[r] + i;
+    for (int64_t i : found[r].index) {
+      const F* own = ends + 2 * (bounds[r] + i);
+      *next_index++ = bounds[r] + i, *next_kept++ = own[0], *next_kept++ = own[1];
+    }
     next_score = std::copy(found[r].score.begin(), found[r].score.end(), next_score);
     *next_made++ = static_cast<int64_t>(found[r].index.size());
   }
-  return {index, score, made};
+  return {index, score, kept, made};
 }
 
 std::vector<int64_t> bounds_of(const std::optional<Tensor>& given, int64_t candidates) {
@@ -150,7 +155,7 @@ std::vector<int64_t> bounds_of(const std::optional<Tensor>& given, int64_t candi
   return bounds;
 }
 
-std::tuple<Tensor, Tensor, Tensor> suppress_recordings(
+std::tuple<Tensor, Tensor, Tensor, Tensor> suppress_recordings(
     Tensor segments, Tensor scores, std::optional<Tensor> labels, std::optional<Tensor> counts, int64_t method, double iou_threshold,
     double sigma, double min_score, double above, int64_t total) {
   check_candidates(segments, scores);
@@ -354,7 +359,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
       "int method, float iou_threshold, float sigma, float min_score, float above) -> (Tensor, Tensor, Tensor)");
   m.def(
       "suppress_recordings(Tensor segments, Tensor scores, Tensor? labels, Tensor? counts, int method, "
-      "float iou_threshold, float sigma, float min_score, float above, int total) -> (Tensor, Tensor, Tensor)");
+      "float iou_threshold, float sigma, float min_score, float above, int total) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("plain_candidates(Tensor segments, Tensor scores) -> bool");
   m.def(
       "vote_segments(Tensor kept, Tensor kept_counts, Tensor segments, Tensor scores, Tensor? counts, float threshold, "

@@ -17,7 +17,8 @@ constexpr int64_t BLOCK = 64, CHILDREN = 16, OCTAVES = 32;
 template <typename F> struct Group {
   std::vector<F> start, end, length, score;  // by place, padded to whole blocks with score -inf
   std::vector<int64_t> index;                // of the input
-  // Blocks, then their parents, and so on to the root, the last. `first`: least index of the best, -1 until asked for.
+  // Blocks, then their parents, and so on to the root, the last. `first`: place of the best, the first of the
+  // input where several are, -1 until asked for.
   std::vector<F> node_start, node_end, node_best;
   std::vector<int64_t> first, parent, children;  // of node n >= blocks: children[n - blocks] … children[n - blocks + 1] - 1
   std::vector<int64_t> reached;                  // by the pick at hand
@@ -133,38 +134,41 @@ template <typename F> Group<F> make_group(const F* segments, const F* scores, co
 }
 
 // Place of the best score of a block, the first of the input where several are best.
-template <typename F> int64_t best_place(const Group<F>& group, int64_t block) {
+template <typename F> TZN_INLINE int64_t best_of_block(const Group<F>& group, int64_t block) {
+  const F* score = group.score.data() + block * BLOCK;
+  const F best = group.node_best[block];
+  int matches[8] = {}, where[8] = {};
+  for (int j = 0; j < BLOCK; j += 8)
+    for (int i = 0; i < 8; ++i) {
+      const int match = score[j + i] == best;
+      matches[i] += match, where[i] += match ? j + i : 0;
+    }
+  for (int i = 1; i < 8; ++i) matches[0] += matches[i], where[0] += where[i];
+  if (matches[0] == 1) return block * BLOCK + where[0];
   int64_t found = -1;
   for (int64_t n = block * BLOCK; n < (block + 1) * BLOCK; ++n)
-    if (group.score[n] == group.node_best[block] && (found < 0 || group.index[n] < group.index[found])) found = n;
+    if (group.score[n] == best && (found < 0 || group.index[n] < group.index[found])) found = n;
   return found;
 }
 
-// Least index of the input among the best below a node. Kept until the node changes: thousands of equal scores are
-// looked through once, not at every pick.
-template <typename F> int64_t first_best(Group<F>& group, int64_t node) {
+// Place of the best score below a node, the first of the input where several are best. Kept until the node changes:
+// thousands of equal scores are looked through once, not at every pick.
+template <typename F> int64_t best_place(Group<F>& group, int64_t node) {
   int64_t& first = group.first[node];
   if (first >= 0) return first;
-  if (node < group.blocks) return first = group.index[best_place(group, node)];
+  if (node < group.blocks) return first = best_of_block(group, node);
   const int64_t* child = group.children.data() + (node - group.blocks);
   int64_t found = -1;
   for (int64_t c = child[0]; c < child[1]; ++c) {
     if (group.node_best[c] != group.node_best[node]) continue;
-    const int64_t other = first_best(group, c);
-    if (found < 0 || other < found) found = other;
+    const int64_t other = best_place(group, c);
+    if (found < 0 || group.index[other] < group.index[found]) found = other;
   }
   return first = found;
 }
 
-// Place of the best score, the first of the input where several are best.
 template <typename F> int64_t best_place(Group<F>& group) {
-  int64_t node = static_cast<int64_t>(group.node_best.size()) - 1;
-  const int64_t wanted = first_best(group, node);
-  while (node >= group.blocks) {
-    node = group.children[node - group.blocks];
-    while (group.node_best[node] != group.best || group.first[node] != wanted) ++node;
-  }
-  return best_place(group, node);
+  return best_place(group, static_cast<int64_t>(group.node_best.size()) - 1);
 }
 
 template <typename F, Method method>
@@ -198,8 +202,9 @@ template <typename F, Method method> TZN_INLINE void pick_with(Group<F>& group, 
     if (reached[n] < group.blocks) decay_block<F, method>(group, reached[n], picked, decay);
     refresh(group, reached[n]);
   }
-  // Its own block may have been left out, when it has no length.
-  for (int64_t node = place / BLOCK; node < nodes; node = group.parent[node]) refresh(group, node);
+  // Its own block was left out where it has no length.
+  if (!everywhere && !(picked.start < picked.end))
+    for (int64_t node = place / BLOCK; node < nodes; node = group.parent[node]) refresh(group, node);
   group.best = group.node_best.back();
   group.picked = true;
 }

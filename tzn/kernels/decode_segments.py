@@ -6,6 +6,8 @@ crossings, which stay in L1. Reads 24 bytes and writes 16 per candidate.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -80,24 +82,24 @@ def decode_kernel(
 
 
 def decode_segments(
-    position: Tensor, offset: Tensor, offset_std: Tensor,
-    starts: tuple[Tensor, Tensor, Tensor] | None, ends: tuple[Tensor, Tensor, Tensor] | None, snap_sigmas: float,
+    position: Tensor, offset: Tensor, offset_std: Tensor, starts: Sequence[Tensor] | None, ends: Sequence[Tensor] | None,
+    snap_sigmas: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Segments and standard errors ``[R, N, 2]``.
 
     Args:
         position: ``[R, N]``; offset, offset_std: ``[R, N, 2]``.
-        starts, ends: (position ``[R, K]`` ascending, std ``[R, K]``, count ``[R]``); None: anchor-free.
+        starts, ends: (position ``[R, K]`` ascending, std ``[R, K]``, count ``[R]``); None or empty: anchor-free.
     """
     recordings, number = position.shape
     segments = torch.empty(recordings, number, 2, dtype=offset.dtype, device=offset.device)
     std = torch.empty_like(segments)
     if segments.numel() == 0:
         return segments, std
-    refine = starts is not None and ends is not None
+    refine = bool(starts and ends)
     tables: tuple[Tensor, ...] = (std,) * 6
     start_capacity = end_capacity = 0
-    if starts is not None and ends is not None:
+    if starts and ends:
         start_capacity, end_capacity = starts[0].shape[1], ends[0].shape[1]
         tables = tuple(x.contiguous() for x in (*starts, *ends))
     decode_kernel[(recordings, triton.cdiv(number, BLOCK))](

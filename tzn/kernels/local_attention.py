@@ -33,8 +33,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.kernels import accumulate_dtype
 from tzn.kernels._launch import accumulator, block_width, launch, precision
-from tzn.kernels.active_tokens import TokenLists
+from tzn.kernels.active_tokens import TokenLists, compact
+from tzn.reference.local_attention import over_residues, packed_times
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -61,29 +63,60 @@ def token_and_time(
 
 
 @triton.jit
-def load_rows(ptr, offsets, live, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_rows(
+    ptr, stride_b, stride_h, stride_t, head, token, row, live, steps,
+    PACKED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     column = tl.arange(0, BLOCK_D)
+    start = ptr + head * stride_h
+    offsets = row_offsets(token, row, stride_b, stride_t, steps, PACKED)
     if D == BLOCK_D:
-        return tl.load(ptr + offsets[:, None] + column[None, :], mask=live[:, None], other=0.0)
-    return tl.load(ptr + offsets[:, None] + column[None, :], mask=live[:, None] & (column[None, :] < D), other=0.0)
+        return tl.load(start + offsets[:, None] + column[None, :], mask=live[:, None], other=0.0)
+    return tl.load(start + offsets[:, None] + column[None, :], mask=live[:, None] & (column[None, :] < D), other=0.0)
 
 
 @triton.jit
-def store_rows(ptr, offsets, values, live, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_rows(
+    ptr, stride_b, stride_h, stride_t, head, token, row, live, steps, values,
+    PACKED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     column = tl.arange(0, BLOCK_D)
+    start = ptr + head * stride_h
+    offsets = row_offsets(token, row, stride_b, stride_t, steps, PACKED)
     values = values.to(ptr.dtype.element_ty)
     if D == BLOCK_D:
-        tl.store(ptr + offsets[:, None] + column[None, :], values, mask=live[:, None])
+        tl.store(start + offsets[:, None] + column[None, :], values, mask=live[:, None])
     else:
-        tl.store(ptr + offsets[:, None] + column[None, :], values, mask=live[:, None] & (column[None, :] < D))
+        tl.store(start + offsets[:, None] + column[None, :], values, mask=live[:, None] & (column[None, :] < D))
+
+
+@triton.jit
+def number_of_rows(counts_ptr, tokens, SUBSET: tl.constexpr):
+    """Queries and keys."""
+    if SUBSET:
+        return tl.load(counts_ptr), tl.load(counts_ptr + 1)
+    return tokens, tokens
+
+
+@triton.jit
+def span_of_tile(place_ptr, first, last, others, radius, SUBSET: tl.constexpr):
+    """Rows of the other list, from low to below high, that rows first to last may meet."""
+    low = first
+    high = last
+    if SUBSET:
+        low = tl.load(place_ptr + first)
+        high = tl.load(place_ptr + last)
+    return tl.maximum(low - radius, 0), tl.minimum(high + radius + 1, others)
 
 
 @triton.jit
 def attention_scores(
-    q, k, bias_ptr, head, offset, allowed, radius,
+    q, k, bias_ptr, head, time, live, k_time, k_live, radius,
     SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scores of [M, N] pairs in units of log 2, -inf where a pair is not allowed; ``offset`` is key minus query time."""
+    """Scores of [M, N] pairs in units of log 2, -inf where a pair is not allowed."""
+    offset = k_time[None, :] - time[:, None]
+    allowed = (offset <= radius) & (offset >= -radius) & k_live[None, :] & live[:, None]
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2_E)
     if HAS_BIAS:
         place = bias_ptr + head * (2 * radius + 1) + offset + radius
@@ -117,53 +150,53 @@ def attention_forward_kernel(
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
-    queries = tokens
-    keys = tokens
-    if SUBSET:
-        queries = tl.load(counts_ptr)
-        keys = tl.load(counts_ptr + 1)
+    queries, keys = number_of_rows(counts_ptr, tokens, SUBSET)
     if first >= queries:
         return
     last = tl.minimum(first + BLOCK_M, queries) - 1
-    low = first
-    high = last
-    if SUBSET:
-        low = tl.load(slot_ptr + first)
-        high = tl.load(slot_ptr + last)
-    low = tl.maximum(low - radius, 0)
-    high = tl.minimum(high + radius + 1, keys)
+    low, high = span_of_tile(slot_ptr, first, last, keys, radius, SUBSET)
 
     row = first + tl.arange(0, BLOCK_M)
     live = row < queries
     token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
-    q_rows = row_offsets(token, row, stride_qb, stride_qt, steps, PACKED)
-    q = load_rows(q_ptr + head * stride_qh, q_rows, live, D, BLOCK_D)
+    q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
     largest = tl.full([BLOCK_M], float("-inf"), ACC)
     total = tl.zeros([BLOCK_M], ACC)
     out = tl.zeros([BLOCK_M, BLOCK_D], ACC)
     for start in range(low, high, BLOCK_N):
-        key_row = start + tl.arange(0, BLOCK_N)
-        key_live = key_row < high
-        key_token, key_time = token_and_time(halo_ptr, time_ptr, key_row, key_live, steps, radius, SUBSET, HAS_TIME)
-        k_rows = row_offsets(key_token, key_row, stride_kb, stride_kt, steps, PACKED)
-        k = load_rows(k_ptr + head * stride_kh, k_rows, key_live, D, BLOCK_D)
-        offset = key_time[None, :] - time[:, None]
-        allowed = (offset <= radius) & (offset >= -radius) & key_live[None, :] & live[:, None]
-        scores = attention_scores(q, k, bias_ptr, head, offset, allowed, radius, SCALE, HAS_BIAS, ACC, PRECISION)
+        k_row = start + tl.arange(0, BLOCK_N)
+        k_live = k_row < high
+        k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
+        k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+        scores = attention_scores(
+            q, k, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC, PRECISION
+        )
         raised = tl.maximum(largest, tl.max(scores, 1))
         shift = tl.where(raised == float("-inf"), 0.0, raised)  # a row that has met none of its keys yet
         weights = tl.exp2(scores - shift[:, None])
         shrink = tl.exp2(largest - shift)
-        v_rows = row_offsets(key_token, key_row, stride_vb, stride_vt, steps, PACKED)
-        v = load_rows(v_ptr + head * stride_vh, v_rows, key_live, D, BLOCK_D)
+        v = load_rows(v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
         total = total * shrink + tl.sum(weights, 1)
         out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
         largest = raised
     # Every live query met itself; only the rows past the count have an empty sum.
     total = tl.where(live, total, 1.0)
-    o_rows = row_offsets(token, row, stride_ob, stride_ot, steps, PACKED)
     share = 1.0 / total
-    store_rows(out_ptr + head * stride_oh, o_rows, out * share[:, None], live, D, BLOCK_D)
+    store_rows(
+        out_ptr,
+        stride_ob,
+        stride_oh,
+        stride_ot,
+        head,
+        token,
+        row,
+        live,
+        steps,
+        out * share[:, None],
+        PACKED,
+        D,
+        BLOCK_D,
+    )
     store_statistics(stats_ptr, head, tokens, row, largest, share, live)
 
 
@@ -226,11 +259,7 @@ def attention_backward_queries_kernel(
     tile = tl.program_id(0)
     first = tile * BLOCK_M
     head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
-    queries = tokens
-    keys = tokens
-    if SUBSET:
-        queries = tl.load(counts_ptr)
-        keys = tl.load(counts_ptr + 1)
+    queries, keys = number_of_rows(counts_ptr, tokens, SUBSET)
     offsets_of_bias = tl.arange(0, BLOCK_W)
     dbias = tl.zeros([BLOCK_W], ACC)
     share = dbias_ptr + (tile.to(tl.int64) * tl.num_programs(1) + head) * (2 * radius + 1) + offsets_of_bias
@@ -239,49 +268,38 @@ def attention_backward_queries_kernel(
             tl.store(share, dbias, mask=offsets_of_bias <= 2 * radius)
         return
     last = tl.minimum(first + BLOCK_M, queries) - 1
-    low = first
-    high = last
-    if SUBSET:
-        low = tl.load(slot_ptr + first)
-        high = tl.load(slot_ptr + last)
-    low = tl.maximum(low - radius, 0)
-    high = tl.minimum(high + radius + 1, keys)
+    low, high = span_of_tile(slot_ptr, first, last, keys, radius, SUBSET)
 
     row = first + tl.arange(0, BLOCK_M)
     live = row < queries
     token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
-    q_rows = row_offsets(token, row, stride_qb, stride_qt, steps, PACKED)
-    q = load_rows(q_ptr + head * stride_qh, q_rows, live, D, BLOCK_D)
-    g_rows = row_offsets(token, row, stride_gb, stride_gt, steps, PACKED)
-    grad = load_rows(grad_ptr + head * stride_gh, g_rows, live, D, BLOCK_D)
-    o_rows = row_offsets(token, row, stride_ob, stride_ot, steps, PACKED)
-    out = load_rows(out_ptr + head * stride_oh, o_rows, live, D, BLOCK_D)
+    q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
+    grad = load_rows(grad_ptr, stride_gb, stride_gh, stride_gt, head, token, row, live, steps, PACKED, D, BLOCK_D)
+    out = load_rows(out_ptr, stride_ob, stride_oh, stride_ot, head, token, row, live, steps, PACKED, D, BLOCK_D)
     delta = tl.sum(out.to(ACC) * grad.to(ACC), 1)
     per_head = head.to(tl.int64) * tokens + row
     tl.store(delta_ptr + per_head, delta, mask=live)
     largest, normalize = load_statistics(stats_ptr, head, tokens, row, live)
     dq = tl.zeros([BLOCK_M, BLOCK_D], ACC)
     for start in range(low, high, BLOCK_N):
-        key_row = start + tl.arange(0, BLOCK_N)
-        key_live = key_row < high
-        key_token, key_time = token_and_time(halo_ptr, time_ptr, key_row, key_live, steps, radius, SUBSET, HAS_TIME)
-        k_rows = row_offsets(key_token, key_row, stride_kb, stride_kt, steps, PACKED)
-        k = load_rows(k_ptr + head * stride_kh, k_rows, key_live, D, BLOCK_D)
-        v_rows = row_offsets(key_token, key_row, stride_vb, stride_vt, steps, PACKED)
-        v = load_rows(v_ptr + head * stride_vh, v_rows, key_live, D, BLOCK_D)
-        offset = key_time[None, :] - time[:, None]
-        allowed = (offset <= radius) & (offset >= -radius) & key_live[None, :] & live[:, None]
-        scores = attention_scores(q, k, bias_ptr, head, offset, allowed, radius, SCALE, HAS_BIAS, ACC, PRECISION)
+        k_row = start + tl.arange(0, BLOCK_N)
+        k_live = k_row < high
+        k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
+        k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+        v = load_rows(v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+        scores = attention_scores(
+            q, k, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC, PRECISION
+        )
         weights = tl.exp2(scores - largest[:, None]) * normalize[:, None]
         dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
         if HAS_BIAS:
+            offset = k_time[None, :] - time[:, None]
             for place in range(0, 2 * radius + 1):
                 along = tl.sum(tl.sum(tl.where(offset == place - radius, dscores, 0.0), 1), 0)
                 dbias += tl.where(offsets_of_bias == place, along, 0.0)
-    d_rows = row_offsets(token, row, stride_db, stride_dt, steps, PACKED)
-    store_rows(dq_ptr + head * stride_dh, d_rows, dq * SCALE, live, D, BLOCK_D)
+    store_rows(dq_ptr, stride_db, stride_dh, stride_dt, head, token, row, live, steps, dq * SCALE, PACKED, D, BLOCK_D)
     if HAS_BIAS:
         tl.store(share, dbias, mask=offsets_of_bias <= 2 * radius)
 
@@ -299,54 +317,52 @@ def attention_backward_keys_kernel(
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_N
     head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
-    queries = tokens
-    keys = tokens
-    if SUBSET:
-        queries = tl.load(counts_ptr)
-        keys = tl.load(counts_ptr + 1)
+    queries, keys = number_of_rows(counts_ptr, tokens, SUBSET)
     if first >= keys:
         return
     last = tl.minimum(first + BLOCK_N, keys) - 1
-    low = first
-    high = last
-    if SUBSET:
-        low = tl.load(near_ptr + first)
-        high = tl.load(near_ptr + last)
-    low = tl.maximum(low - radius, 0)
-    high = tl.minimum(high + radius + 1, queries)
+    low, high = span_of_tile(near_ptr, first, last, queries, radius, SUBSET)
 
-    key_row = first + tl.arange(0, BLOCK_N)
-    key_live = key_row < keys
-    key_token, key_time = token_and_time(halo_ptr, time_ptr, key_row, key_live, steps, radius, SUBSET, HAS_TIME)
-    k_rows = row_offsets(key_token, key_row, stride_kb, stride_kt, steps, PACKED)
-    k = load_rows(k_ptr + head * stride_kh, k_rows, key_live, D, BLOCK_D)
-    v_rows = row_offsets(key_token, key_row, stride_vb, stride_vt, steps, PACKED)
-    v = load_rows(v_ptr + head * stride_vh, v_rows, key_live, D, BLOCK_D)
+    k_row = first + tl.arange(0, BLOCK_N)
+    k_live = k_row < keys
+    k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
+    k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+    v = load_rows(v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     dv = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     for start in range(low, high, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
         live = row < high
         token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
-        q_rows = row_offsets(token, row, stride_qb, stride_qt, steps, PACKED)
-        q = load_rows(q_ptr + head * stride_qh, q_rows, live, D, BLOCK_D)
-        g_rows = row_offsets(token, row, stride_gb, stride_gt, steps, PACKED)
-        grad = load_rows(grad_ptr + head * stride_gh, g_rows, live, D, BLOCK_D)
+        q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
+        grad = load_rows(grad_ptr, stride_gb, stride_gh, stride_gt, head, token, row, live, steps, PACKED, D, BLOCK_D)
         per_head = head.to(tl.int64) * tokens + row
         largest, normalize = load_statistics(stats_ptr, head, tokens, row, live)
         delta = tl.load(delta_ptr + per_head, mask=live, other=0.0)
-        offset = key_time[None, :] - time[:, None]
-        allowed = (offset <= radius) & (offset >= -radius) & key_live[None, :] & live[:, None]
-        scores = attention_scores(q, k, bias_ptr, head, offset, allowed, radius, SCALE, HAS_BIAS, ACC, PRECISION)
+        scores = attention_scores(
+            q, k, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC, PRECISION
+        )
         weights = tl.exp2(scores - largest[:, None]) * normalize[:, None]
         dv = tl.dot(tl.trans(weights.to(grad.dtype)), grad, dv, input_precision=PRECISION, out_dtype=ACC)
         dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         dscores = weights * (dweights - delta[:, None])
         dk = tl.dot(tl.trans(dscores.to(q.dtype)), q, dk, input_precision=PRECISION, out_dtype=ACC)
-    d_rows = row_offsets(key_token, key_row, stride_db, stride_dt, steps, PACKED)
-    store_rows(dk_ptr + head * stride_dh, d_rows, dk * SCALE, key_live, D, BLOCK_D)
-    e_rows = row_offsets(key_token, key_row, stride_eb, stride_et, steps, PACKED)
-    store_rows(dv_ptr + head * stride_eh, e_rows, dv, key_live, D, BLOCK_D)
+    store_rows(
+        dk_ptr,
+        stride_db,
+        stride_dh,
+        stride_dt,
+        head,
+        k_token,
+        k_row,
+        k_live,
+        steps,
+        dk * SCALE,
+        PACKED,
+        D,
+        BLOCK_D,
+    )
+    store_rows(dv_ptr, stride_eb, stride_eh, stride_et, head, k_token, k_row, k_live, steps, dv, PACKED, D, BLOCK_D)
 
 
 def attention_backward(
@@ -393,3 +409,69 @@ def attention_backward(
     launch("attention_backward_queries", q.dtype, block_width(width), by_queries, q.device)
     launch("attention_backward_keys", q.dtype, block_width(width), by_keys, q.device)
     return None if bias is None else shares[0].sum(0)
+
+
+def _lists(rows: Tensor, mask: Tensor | None, query_mask: Tensor | None, window: int) -> TokenLists | None:
+    """Queries and keys of ``[B, H, T, D]`` rows; None: all of them."""
+    if mask is None and query_mask is None:
+        return None
+    gate = None if query_mask is None else query_mask.contiguous().view(torch.uint8)
+    return compact(gate, mask, rows.shape[0], rows.shape[2], window, rows.device)
+
+
+def _layout(
+    rows: list[Tensor], query_mask: Tensor | None, cu_seqlens: Tensor | None, window: int
+) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    """Packed rows as one long recording, whose times keep the recordings in it apart."""
+    if cu_seqlens is None:
+        return rows, query_mask, None
+    time = packed_times(cu_seqlens, rows[0].shape[0], window // 2).to(torch.int32)
+    dense = [x.transpose(0, 1).unsqueeze(0) for x in rows]
+    return dense, None if query_mask is None else query_mask.unsqueeze(0), time
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None, bias: Tensor | None,
+    dilation: int, cu_seqlens: Tensor | None, out: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """Fills ``out``; returns the statistics of every residue class of the dilation, for the backward pass.
+
+    Dense ``[B, H, T, D]`` or packed ``[N, H, D]`` rows, D innermost; ``bias`` in the dtype of accumulation.
+    """
+    if mask is not None or query_mask is not None:
+        out.zero_()
+    rows, query_mask, time = _layout([q, k, v, out], query_mask, cu_seqlens, window)
+
+    def of_class(q, k, v, out, mask, query_mask):
+        return attention_forward(q, k, v, bias, _lists(q, mask, query_mask, window), q.shape[2], window, out, time)
+
+    return over_residues(dilation, of_class, rows, [mask, query_mask])
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None,
+    bias: Tensor | None, dilation: int, cu_seqlens: Tensor | None, out: Tensor, saved: list[Tensor],
+    found: list[Tensor],
+) -> Tensor | None:  # fmt: skip
+    """Fills ``found`` with the gradients of q, k and v; returns that of the bias."""
+    if mask is not None or query_mask is not None:
+        for x in found:
+            x.zero_()
+    rows, query_mask, time = _layout([grad, q, k, v, out, *found], query_mask, cu_seqlens, window)
+    statistics = iter(saved)
+
+    def of_class(grad, q, k, v, out, dq, dk, dv, mask, query_mask):
+        lists = _lists(q, mask, query_mask, window)
+        return attention_backward(
+            grad, q, k, v, bias, out, next(statistics), lists, q.shape[2], window, dq, dk, dv, time
+        )
+
+    shares = over_residues(dilation, of_class, rows, [mask, query_mask])
+    return None if bias is None else sum(shares[1:], shares[0])
+
+
+def empty_saved(q: Tensor, dilation: int) -> list[Tensor]:
+    """What ``forward`` returns, not filled in."""
+    batch, heads, steps = (1, q.shape[1], q.shape[0]) if q.dim() == 3 else q.shape[:3]
+    classes = [(steps - r - 1) // dilation + 1 for r in range(min(dilation, steps))] if dilation > 1 else [steps]
+    return [q.new_empty(2, heads, batch * steps, dtype=accumulate_dtype(q.dtype)) for steps in classes]

@@ -7,6 +7,8 @@ pair, out of L2; ranking the pairs is a top-k over a table of fixed size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -78,7 +80,7 @@ def pair_scores(
 
 
 def pair_segments(
-    starts: tuple[Tensor, Tensor, Tensor], ends: tuple[Tensor, Tensor, Tensor], class_scores: Tensor,
+    starts: Sequence[Tensor], ends: Sequence[Tensor], class_scores: Tensor,
     *, max_ends: int, topk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The best ``topk`` (pair, class) entries of each recording, by falling score, padded.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tzn.kernels import accumulate_dtype, adjacent
 from tzn.kernels._layer_norm import Statistics, copy_idle_rows, gate_gradient, layer_norm_backward, row_statistics
 from tzn.kernels._linear import (
     Linear,
@@ -25,6 +26,7 @@ from tzn.kernels._linear import (
 )
 from tzn.kernels.active_tokens import TokenLists, compact
 from tzn.kernels.local_attention import attention_backward, attention_forward
+from tzn.reference.variable_depth_block import BlockWeights
 
 
 class Weights(NamedTuple):
@@ -63,7 +65,7 @@ class Saved(NamedTuple):
     before: Tensor  # [N, M] input of GELU
 
 
-def grouped(weights: list[Tensor]) -> Weights:
+def _grouped(weights: list[Tensor]) -> Weights:
     """The 15 tensors of ``BlockWeights``, contiguous, with linear layers as pairs."""
     w = [x.contiguous() for x in weights]
     return Weights(
@@ -78,11 +80,14 @@ def _heads(kv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return kv[:, :width].view(number, heads, -1), kv[:, width:].view(number, heads, -1)
 
 
-def forward(x: Tensor, gate: Tensor | None, weights: Weights, mask: Tensor | None, keep: bool) -> tuple[Tensor, Saved]:
-    """Output ``[B, T, D]`` and what the backward pass needs (without ``keep``: ``before`` is not it).
+def forward(
+    x: Tensor, gate: Tensor | None, given: list[Tensor], mask: Tensor | None, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Output ``[B, T, D]``, and with ``keep`` what the backward pass reads besides input and weights (:class:`Saved`).
 
-    ``x`` in float32, or in the dtype of the linear weights.
+    ``x`` in float32, or in the dtype of the linear weights; ``given``: the 15 tensors of ``BlockWeights``.
     """
+    weights, x = _grouped(given), adjacent(x)
     batch, steps, width = x.shape
     heads, window = weights.position_bias.shape
     rows = x.reshape(batch * steps, width)
@@ -102,13 +107,13 @@ def forward(x: Tensor, gate: Tensor | None, weights: Weights, mask: Tensor | Non
     out = torch.empty_like(y)
     gated_residual(hidden, weights.down, flat_gate, y, lists, out, scatter=True)
     copy_idle_rows(rows, lists.flags, 1, out)
-    return out.view(batch, steps, width), Saved(*lists, *first, q, kv, attended, stats, y, *second, before)
+    saved = Saved(*lists, *first, q, kv, attended, stats, y, *second, before)
+    return out.view(batch, steps, width), list(saved) if keep else []
 
 
-def backward(
-    grad: Tensor, x: Tensor, gate: Tensor | None, weights: Weights, saved: Saved
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """Gradients of x, gate, and the 15 weights in their order."""
+def backward(grad: Tensor, x: Tensor, gate: Tensor | None, given: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
+    """Gradients of x, gate if there is one, and the 15 weights in their order."""
+    weights, saved, x = _grouped(given), Saved(*kept), adjacent(x)
     batch, steps, width = x.shape
     heads, window = weights.position_bias.shape
     rows, grad = x.reshape(batch * steps, width), grad.reshape(batch * steps, width).contiguous()
@@ -147,10 +152,27 @@ def backward(
     dgamma1, dbeta1 = layer_norm_backward(dn, rows, first, weights.gamma1, grad, dy, lists, dx)
     copy_idle_rows(grad, lists.flags, 2, dx)
 
-    dgate = None
+    dgates = []
     if flat_gate is not None:
         dgate = torch.zeros_like(flat_gate)
         gate_gradient(grad, dy, weights.down.bias, weights.output.bias, down_shares, output_shares, lists, dgate)
-        dgate = dgate.view(batch, steps)
-    gradients = [dgamma1, dbeta1, *dquery, *dkey_value, dbias, *doutput, dgamma2, dbeta2, *dup, *ddown]
-    return dx.view(batch, steps, width), dgate, gradients
+        dgates = [dgate.view(batch, steps)]
+    of_weights = [dgamma1, dbeta1, *dquery, *dkey_value, dbias, *doutput, dgamma2, dbeta2, *dup, *ddown]
+    return [dx.view(batch, steps, width), *dgates, *of_weights]
+
+
+def empty_saved(x: Tensor, given: list[Tensor]) -> list[Tensor]:
+    """What ``forward`` keeps, not filled in."""
+    w, tokens, width = BlockWeights(*given), x.shape[0] * x.shape[1], x.shape[2]
+    narrow, wide, heads = w.query_weight.dtype, accumulate_dtype(x.dtype), w.position_bias.shape[0]
+
+    def rows(*columns: int, dtype: torch.dtype = narrow) -> Tensor:
+        return x.new_empty(tokens, *columns, dtype=dtype)
+
+    lists = [rows(dtype=torch.int32) for _ in range(4)]
+    first, second = ([rows(dtype=wide) for _ in range(2)] for _ in range(2))
+    return [
+        *lists, x.new_empty(2, dtype=torch.int32), rows(dtype=torch.uint8), *first, rows(width), rows(2 * width),
+        rows(width), x.new_empty(2, heads, tokens, dtype=accumulate_dtype(narrow)), rows(width, dtype=x.dtype),
+        *second, rows(w.up_weight.shape[0]),
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 BACKENDS = ("reference", "cpp", "triton")
+BEST = {"cpu": "cpp", "cuda": "triton"}  # by type of device
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -49,12 +52,23 @@ def choose_backend(device: torch.device | str = "cpu") -> str:
     device = torch.device(device) if isinstance(device, str) else device
     name = os.environ.get("TZN_BACKEND", "auto")
     if name == "auto":
-        best = {"cpu": "cpp", "cuda": "triton"}.get(device.type, "reference")
+        best = BEST.get(device.type, "reference")
         return best if can_run(best, device) else "reference"
     if name not in BACKENDS:
         raise ValueError(f"TZN_BACKEND = {name!r}: expected one of auto, {', '.join(BACKENDS)}")
     can_run(name, device, raise_error=True)
     return name
+
+
+def kernels(backend: str, op: str) -> Any:
+    """What the back end "triton" or "cpp" has for an op, beside or instead of ``torch.ops.tzn_native``: a module."""
+    return importlib.import_module(f"tzn.kernels.{'cpu.' if backend == 'cpp' else ''}{op}")
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether they have the dtypes that kernels of decoding are written for: float32 or float64, all the same one."""
+    dtype = tensors[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(x.dtype == dtype for x in tensors)
 
 
 def _missing(name: str, device: torch.device) -> str | None:
@@ -97,7 +111,7 @@ def missing_native() -> str | None:
 
 
 # Of the raw kernels' arguments; changes with every change of them (csrc/cpu/layout.cpp), so that an old build is noticed.
-LAYOUT = 2
+LAYOUT = 3
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NoReturn
 
 import torch
@@ -71,6 +72,11 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
 def check_count(name: str, value: int, least: int) -> None:
     if not isinstance(value, (int, torch.SymInt)) or value < least:
         fail(name, value, f"an integer >= {least}")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        fail(name, repr(value), f"one of {', '.join(choices)}")
 
 
 def check_window(window: int) -> None:

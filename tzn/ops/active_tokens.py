@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops._backend import choose_backend
+from tzn.ops._backend import choose_backend, kernels
 from tzn.ops._checks import check_floating, check_mask, check_shape, check_window
-from tzn.ops._register import define, differentiate, new_size
+from tzn.ops._register import define, new_size
 from tzn.reference import ActiveTokens
 
 
@@ -39,9 +39,7 @@ def _run(gate: Tensor, window: int, mask: Tensor | None) -> tuple[Tensor, Tensor
     if backend == "cpp":
         return torch.ops.tzn_native.active_tokens(gate, window, mask)  # type: ignore[no-any-return]
     if backend == "triton":
-        from tzn.kernels.active_tokens import compact
-
-        lists = compact(gate, mask, gate.shape[0], gate.shape[1], window, gate.device)
+        lists = kernels(backend, "active_tokens").compact(gate, mask, gate.shape[0], gate.shape[1], window, gate.device)
         active, halo = lists.counts.tolist()
         return lists.active[:active].long(), lists.halo[:halo].long()
     return _indices(gate, window, mask)
@@ -56,5 +54,7 @@ def _fake(gate, window, mask):  # type: ignore[no-untyped-def]
     return tuple(gate.new_empty(new_size(), dtype=torch.long) for _ in range(2))
 
 
-_OP = define("active_tokens(Tensor gate, int window, Tensor? mask) -> (Tensor, Tensor)", _run, _fake)
-differentiate(_OP, lambda gate, window, mask: _indices(gate.detach(), window, mask))
+_OP = define(
+    "active_tokens(Tensor gate, int window, Tensor? mask) -> (Tensor, Tensor)",
+    _run, _fake, lambda gate, window, mask: _indices(gate.detach(), window, mask),
+)  # fmt: skip

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops._backend import choose_backend
-from tzn.ops._checks import check_count, check_device, check_floating, check_mask, check_shape, checks_values, fail
-from tzn.ops._register import define, differentiate
+from tzn.ops._backend import choose_backend, kernels, serves
+from tzn.ops._checks import (
+    check_choice,
+    check_count,
+    check_device,
+    check_floating,
+    check_mask,
+    check_shape,
+    checks_values,
+    fail,
+)
+from tzn.ops._register import define
 from tzn.reference import Crossings
 from tzn.reference.boundary_crossings import ESTIMATORS
 
@@ -49,14 +61,13 @@ def boundary_crossings(
     check_shape("scale", scale, f"the shape of distance {tuple(distance.shape)}", *distance.shape)
     check_device("scale", scale, distance.device)
     check_mask("mask", mask, distance.shape[0], distance.shape[1], distance.device)
-    if estimator not in ESTIMATORS:
-        fail("estimator", repr(estimator), f"one of {', '.join(ESTIMATORS)}")
+    check_choice("estimator", estimator, ESTIMATORS)
     check_count("vote_window", vote_window, 1)
     if checks_values(distance):
-        valid = slice(None) if mask is None else mask
-        if bool(distance[valid].isnan().any()):
+        distances, scales = (distance, scale) if mask is None else (distance[mask], scale[mask])
+        if bool(distances.isnan().any()):
             fail("distance", "NaN at a valid step", "finite distances")
-        if not bool((scale[valid] > 0).all()):
+        if not bool((scales > 0).all()):
             fail("scale", "a value <= 0 or NaN at a valid step", "scales > 0")
     return Crossings(*_OP(distance, scale, estimator, vote_window, min_slope, mask))
 
@@ -65,30 +76,22 @@ def _run(
     distance: Tensor, scale: Tensor, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
 ) -> tuple[Tensor, ...]:
     backend = choose_backend(distance.device)
-    served = distance.dtype in (torch.float32, torch.float64) and scale.dtype == distance.dtype
-    if backend == "cpp" and served:
+    if backend == "cpp" and serves(distance, scale):
         number = ESTIMATORS.index(estimator)
         return torch.ops.tzn_native.boundary_crossings(distance, scale, mask, number, vote_window, min_slope)  # type: ignore[no-any-return]
-    if backend == "triton" and served:
-        from tzn.kernels import boundary_crossings as kernels
-
-        return tuple(
-            kernels.boundary_crossings(
-                distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
-            )
-        )
-    return tuple(_definition(distance, scale, estimator, vote_window, min_slope, mask))
+    home = kernels(backend, "boundary_crossings") if backend == "triton" and serves(distance, scale) else reference
+    return _with(home, distance, scale, estimator, vote_window, min_slope, mask)
 
 
-def _definition(
-    distance: Tensor, scale: Tensor, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
+def _with(
+    home: Any, distance: Tensor, scale: Tensor, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
 ) -> tuple[Tensor, ...]:
-    return reference.boundary_crossings(
-        distance, scale, estimator=estimator, vote_window=vote_window, min_slope=min_slope, mask=mask
-    )
+    """As Triton's kernels or the definition find them."""
+    settings = {"estimator": estimator, "vote_window": vote_window, "min_slope": min_slope, "mask": mask}
+    return tuple(home.boundary_crossings(distance, scale, **settings))
 
 
-def _fake(distance, scale, estimator, vote_window, min_slope, mask):  # type: ignore[no-untyped-def]
+def _fake(distance, scale, *_):  # type: ignore[no-untyped-def]
     fields, steps = distance.shape
     tables = [distance.new_empty(fields, steps // 2) for _ in range(3)]
     return *tables, distance.new_empty(fields, dtype=torch.long)
@@ -97,7 +100,5 @@ def _fake(distance, scale, estimator, vote_window, min_slope, mask):  # type: ig
 _OP = define(
     "boundary_crossings(Tensor distance, Tensor scale, str estimator, int vote_window, float min_slope, Tensor? mask) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _fake,
-)
-differentiate(_OP, _definition)
+    _run, _fake, partial(_with, reference),
+)  # fmt: skip

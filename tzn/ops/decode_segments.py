@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops._backend import choose_backend
+from tzn.ops._backend import choose_backend, kernels, serves
 from tzn.ops._checks import check_device, check_floating, check_shape, checks_values, fail
-from tzn.ops._register import define, differentiate
+from tzn.ops._register import define
 from tzn.reference import Crossings, Segments
 
 
@@ -52,11 +52,10 @@ def decode_segments(
     if not snap_sigmas > 0:
         fail("snap_sigmas", snap_sigmas, "> 0")
     recordings = position.shape[0] if position.dim() == 2 else 1
-    tables: list[list[Tensor]] = [[], []]
-    for table, name, crossings in zip(tables, ("starts", "ends"), (starts, ends), strict=True):
+    for name, crossings in (("starts", starts), ("ends", ends)):
         if crossings is not None:
             check_crossings(name, crossings, recordings, position.device)
-            table += [crossings.position, crossings.std, crossings.count]
+    tables = ([] if c is None else c.table() for c in (starts, ends))
     return Segments(*_OP(position, offset, offset_std, *tables, snap_sigmas))
 
 
@@ -85,43 +84,20 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """``starts``, ``ends``: position, standard error and count, or nothing."""
     backend = choose_backend(offset.device)
-    given = (position, offset, offset_std, *starts[:2], *ends[:2])
-    served = offset.dtype in (torch.float32, torch.float64) and all(x.dtype == offset.dtype for x in given)
-    if backend == "reference" or not served:
+    if backend == "reference" or not serves(offset, position, offset_std, *starts[:2], *ends[:2]):
         segments, std = _definition(position, offset, offset_std, starts, ends, snap_sigmas)
         return segments.contiguous(), std.clone(memory_format=torch.contiguous_format)  # may be the input itself
     batched = (x if position.dim() == 2 else x.unsqueeze(0) for x in (position, offset, offset_std))
-    if backend == "cpp":
-        segments, std = torch.ops.tzn_native.decode_segments(*batched, starts, ends, snap_sigmas)
-    else:
-        from tzn.kernels import decode_segments as kernels
-
-        tables = (tuple(x) or None for x in (starts, ends))
-        segments, std = kernels.decode_segments(*batched, *tables, snap_sigmas)  # type: ignore[call-arg,arg-type]
+    home = torch.ops.tzn_native if backend == "cpp" else kernels(backend, "decode_segments")
+    segments, std = home.decode_segments(*batched, starts, ends, snap_sigmas)
     return segments.view(offset.shape), std.view(offset.shape)
 
 
 def _definition(
     position: Tensor, offset: Tensor, offset_std: Tensor, starts: list[Tensor], ends: list[Tensor], snap_sigmas: float
 ) -> tuple[Tensor, Tensor]:
-    def of_row(table: list[Tensor], row: int) -> Crossings | None:
-        if not table:
-            return None
-        place, std, count = (x[row : row + 1] for x in table)
-        return Crossings(place, std, torch.zeros_like(place), count)
-
-    if position.dim() == 1:
-        tables = of_row(starts, 0), of_row(ends, 0)
-        return tuple(reference.decode_segments(position, offset, offset_std, *tables, snap_sigmas=snap_sigmas))  # type: ignore[return-value]
-    if position.shape[0] == 0:
-        return offset.clone(), offset_std.clone()
-    rows = [
-        reference.decode_segments(
-            position[row], offset[row], offset_std[row], of_row(starts, row), of_row(ends, row), snap_sigmas=snap_sigmas
-        )
-        for row in range(position.shape[0])
-    ]
-    return torch.stack([r.segments for r in rows]), torch.stack([r.std for r in rows])
+    tables = (Crossings.of_table(*x) if x else None for x in (starts, ends))
+    return reference.decode_segments(position, offset, offset_std, *tables, snap_sigmas=snap_sigmas)
 
 
 def _fake(position, offset, offset_std, starts, ends, snap_sigmas):  # type: ignore[no-untyped-def]
@@ -131,7 +107,5 @@ def _fake(position, offset, offset_std, starts, ends, snap_sigmas):  # type: ign
 _OP = define(
     "decode_segments(Tensor position, Tensor offset, Tensor offset_std, Tensor[] starts, Tensor[] ends, "
     "float snap_sigmas) -> (Tensor, Tensor)",
-    _run,
-    _fake,
-)
-differentiate(_OP, _definition)
+    _run, _fake, _definition,
+)  # fmt: skip

@@ -7,20 +7,21 @@ compiled ones: ``csrc/cpu/nms.cpp`` and ``csrc/cuda/nms.cu``, which share their 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tzn import reference
-from tzn.ops._backend import choose_backend, missing_cuda, missing_native
-from tzn.ops._checks import check_count, check_device, check_floating, check_shape, checks_values, fail
-from tzn.ops._register import define, differentiate, new_size
+from tzn.ops._backend import choose_backend, missing_cuda, missing_native, serves
+from tzn.ops._checks import check_choice, check_count, check_device, check_floating, check_shape, checks_values, fail
+from tzn.ops._register import define, new_size
 from tzn.ops.segment_iou import check_segments
-from tzn.reference.nms import METHODS, VOTE_WEIGHTS, best_picks, vote_segments
+from tzn.reference.nms import METHODS, VOTE_WEIGHTS, Rule, best_picks, suppress_recordings, vote_segments
 
 SOFT_METHODS = ("gaussian", "linear", "zero")
-OVERLAPS = ("iou", "diou")
+OVERLAPS = {"iou": "hard", "diou": "diou"}  # -> method of suppression
 
 
 def soft_nms(
@@ -50,13 +51,9 @@ def soft_nms(
         ValueError: wrong shape, dtype or device, NaN scores, end < start, sigma <= 0, negative threshold, unknown method.
     """
     _check(segments, scores, iou_threshold, min_score, sigma)
-    if method not in SOFT_METHODS:
-        fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
-    index, score, _, _ = _OP(
-        segments, scores, None, None, method, False, iou_threshold, sigma, min_score, max(max_seg_num, 0), 0.0,
-        "score_iou", False,
-    )  # fmt: skip
-    return index, score
+    check_choice("method", method, SOFT_METHODS)
+    rule = Rule(method, False, iou_threshold, sigma, min_score, max(max_seg_num, 0))
+    return _OP(segments, scores, None, None, *rule)[:2]  # type: ignore[no-any-return]
 
 
 def nms(
@@ -84,12 +81,9 @@ def nms(
         ValueError: as :func:`soft_nms`; unknown overlap.
     """
     _check(segments, scores, iou_threshold, min_score, 1.0)
-    _check_overlap(overlap)
-    found = _OP(
-        segments, scores, None, None, "diou" if overlap == "diou" else "hard", False, iou_threshold, 1.0, min_score,
-        max(max_seg_num, 0), 0.0, "score_iou", False,
-    )  # fmt: skip
-    return found[0]  # type: ignore[no-any-return]
+    check_choice("overlap", overlap, OVERLAPS)
+    rule = Rule(OVERLAPS[overlap], False, iou_threshold, 1.0, min_score, max(max_seg_num, 0))
+    return _OP(segments, scores, None, None, *rule)[0]  # type: ignore[no-any-return]
 
 
 def batched_nms(
@@ -132,13 +126,12 @@ def batched_nms(
     Raises:
         ValueError: as :func:`soft_nms`.
     """
-    rule = _checked_rule(
-        segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap, vote_weight
-    )
-    index, score, kept, _ = _OP(
-        segments, scores, labels, None, rule, multiclass, iou_threshold, sigma, min_score, max(max_seg_num, 0),
-        voting_thresh, vote_weight, per_class_voting,
+    rule = Rule(
+        method, multiclass, iou_threshold, sigma, min_score, max(max_seg_num, 0), voting_thresh, vote_weight,
+        per_class_voting,
     )  # fmt: skip
+    rule = _checked_rule(segments, scores, labels, rule, use_soft_nms, overlap)
+    index, score, kept, _ = _OP(segments, scores, labels, None, *rule)
     found = (kept, score, labels[index], *([index] if return_index else []))
     return found if max_seg_num > 0 else tuple(x[:max_seg_num] for x in found)
 
@@ -178,9 +171,10 @@ def batched_nms_many(
     Raises:
         ValueError: as :func:`batched_nms`; counts that are negative or do not sum to N.
     """
-    rule = _checked_rule(
-        segments, scores, labels, iou_threshold, min_score, sigma, use_soft_nms, method, overlap, vote_weight
+    rule = Rule(
+        method, multiclass, iou_threshold, sigma, min_score, max_seg_num, voting_thresh, vote_weight, per_class_voting
     )
+    rule = _checked_rule(segments, scores, labels, rule, use_soft_nms, overlap)
     check_count("max_seg_num", max_seg_num, 1)
     check_shape("counts", counts, "[R]", None)
     if counts.dtype != torch.int64:
@@ -189,10 +183,7 @@ def batched_nms_many(
     if checks_values(counts) and (bool((counts < 0).any()) or int(counts.sum()) != scores.shape[0]):
         given = f"{counts.tolist()[:10]} with a sum of {int(counts.sum())}"
         fail("counts", given, f"none negative, sum {scores.shape[0]}")
-    index, score, kept, num_kept = _OP(
-        segments, scores, labels, counts, rule, multiclass, iou_threshold, sigma, min_score, max_seg_num, voting_thresh,
-        vote_weight, per_class_voting,
-    )  # fmt: skip
+    index, score, kept, num_kept = _OP(segments, scores, labels, counts, *rule)
     return (kept, score, labels[index], num_kept, *([index] if return_index else []))
 
 
@@ -229,8 +220,7 @@ def nms_padded(
         check_device(name, tensor, segments.device)
     for name, count in (("classes", classes), ("capacity", capacity)):
         check_count(name, count, 1)
-    if method not in (*METHODS, "none"):
-        fail("method", repr(method), f"one of {', '.join(METHODS)}, none")
+    check_choice("method", method, (*METHODS, "none"))
     index, score, kept, num_kept = _PADDED(
         segments, scores, labels, classes, capacity, method, multiclass, iou_threshold, sigma, min_score, voting_thresh,
         vote_weight, per_class_voting,
@@ -241,28 +231,20 @@ def nms_padded(
 
 
 def _checked_rule(
-    segments: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float, sigma: float,
-    use_soft_nms: bool, method: str, overlap: str, vote_weight: str,
-) -> str:  # fmt: skip
-    """Arguments checked; which suppression they ask for, of METHODS."""
-    _check(segments, scores, iou_threshold, min_score, sigma)
+    segments: Tensor, scores: Tensor, labels: Tensor, rule: Rule, use_soft_nms: bool, overlap: str
+) -> Rule:
+    """``rule`` with the method that all three of ``rule.method``, ``use_soft_nms`` and ``overlap`` ask for."""
+    _check(segments, scores, rule.iou_threshold, rule.min_score, rule.sigma)
     check_shape("labels", labels, f"[N] = [{scores.shape[0]}]", scores.shape[0])
     check_device("labels", labels, segments.device)
     if labels.is_floating_point() or labels.is_complex():
         fail("labels", str(labels.dtype), "an integer tensor")
-    if method not in SOFT_METHODS:
-        fail("method", repr(method), f"one of {', '.join(SOFT_METHODS)}")
-    if vote_weight not in VOTE_WEIGHTS:
-        fail("vote_weight", repr(vote_weight), f"one of {', '.join(VOTE_WEIGHTS)}")
-    _check_overlap(overlap)
+    check_choice("method", rule.method, SOFT_METHODS)
+    check_choice("vote_weight", rule.vote_weight, VOTE_WEIGHTS)
+    check_choice("overlap", overlap, OVERLAPS)
     if use_soft_nms and overlap != "iou":
         fail("overlap", repr(overlap), "'iou' for soft suppression; use_soft_nms=False for 'diou'")
-    return method if use_soft_nms else "diou" if overlap == "diou" else "hard"
-
-
-def _check_overlap(overlap: str) -> None:
-    if overlap not in OVERLAPS:
-        fail("overlap", repr(overlap), f"one of {', '.join(OVERLAPS)}")
+    return rule if use_soft_nms else rule._replace(method=OVERLAPS[overlap])
 
 
 def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: float, sigma: float) -> None:
@@ -282,112 +264,54 @@ def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: fl
 # ---- the ops ----
 
 
-def _serves(segments: Tensor, scores: Tensor) -> bool:
-    """Whether the compiled CPU kernels compute what the definition does: finite numbers, scores that only fall."""
-    if choose_backend(segments.device) == "reference" or missing_native() is not None or segments.device.type != "cpu":
-        return False
-    alike = segments.dtype in (torch.float32, torch.float64) and scores.dtype == segments.dtype
-    return alike and bool(torch.ops.tzn_native.plain_candidates(segments, scores))
-
-
 def _run(
-    segments: Tensor, scores: Tensor, labels: Tensor | None, counts: Tensor | None, method: str, multiclass: bool,
-    iou_threshold: float, sigma: float, min_score: float, max_seg_num: int, voting_thresh: float, vote_weight: str,
-    per_class_voting: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    rule = (
-        method,
-        multiclass,
-        iou_threshold,
-        sigma,
-        min_score,
-        max_seg_num,
-        voting_thresh,
-        vote_weight,
-        per_class_voting,
-    )
-    if segments.is_cuda and choose_backend(segments.device) != "reference":
-        if (
-            counts is None
-            and missing_cuda() is None
-            and segments.dtype == scores.dtype == torch.float32
-            and len(scores)
-        ):
-            return _on_cuda(segments, scores, labels, *rule)
+    segments: Tensor, scores: Tensor, labels: Tensor | None, counts: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rule, backend = Rule(*arguments), choose_backend(segments.device)
+    if backend != "reference" and segments.is_cuda:
+        floats = segments.dtype == scores.dtype == torch.float32
+        if counts is None and floats and len(scores) and missing_cuda() is None:
+            return _on_cuda(segments, scores, labels, rule)
         # Nothing on the device serves: the CPU's kernels are faster than one operator after the other.
         home = segments.cpu(), scores.cpu(), None if labels is None else labels.cpu()
-        index, score, kept, num_kept = _run(*home, counts, *rule)  # type: ignore[arg-type]
-        return index.to(segments.device), score.to(segments.device), kept.to(segments.device), num_kept
-    if not _serves(segments, scores):
-        return _definition(segments, scores, labels, counts, *rule)
+        *found, num_kept = _run(*home, counts, *arguments)
+        return *(x.to(segments.device) for x in found), num_kept  # type: ignore[return-value]
+    if backend == "reference" or segments.device.type != "cpu" or missing_native() is not None:
+        return _definition(segments, scores, labels, counts, *arguments)
     kernels = torch.ops.tzn_native
-    above = min_score if method in ("hard", "diou") else 0.0
-    groups = labels.long() if multiclass and labels is not None else None
-    index, score, num_kept = kernels.suppress_recordings(
-        segments, scores, groups, counts, METHODS.index(method), iou_threshold, sigma, min_score, above, max_seg_num
+    # They compute what the definition does where scores only fall: of finite numbers.
+    if not serves(segments, scores) or not kernels.plain_candidates(segments, scores):
+        return _definition(segments, scores, labels, counts, *arguments)
+    labels = None if labels is None else labels.long()
+    index, score, kept, num_kept = kernels.suppress_recordings(
+        segments, scores, labels if rule.multiclass else None, counts, *rule.of_kernels, rule.max_seg_num
     )
-    kept = segments[index]
-    if voting_thresh > 0 and (per_class_voting or not multiclass):
-        classes = labels.long() if per_class_voting and labels is not None else None
-        own = None if classes is None else classes[index]
-        kept = kernels.vote_segments(
-            kept, num_kept, segments, scores, counts, voting_thresh, own, classes, VOTE_WEIGHTS.index(vote_weight)
-        )
+    if rule.votes:
+        classes = (None, None) if labels is None or not rule.per_class_voting else (labels[index], labels)
+        weight = VOTE_WEIGHTS.index(rule.vote_weight)
+        kept = kernels.vote_segments(kept, num_kept, segments, scores, counts, rule.voting_thresh, *classes, weight)
     return index, score, kept, num_kept
 
 
 def _on_cuda(
-    segments: Tensor, scores: Tensor, labels: Tensor | None, method: str, multiclass: bool, *rule: Any
+    segments: Tensor, scores: Tensor, labels: Tensor | None, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One recording; waits for the number of picks."""
-    iou_threshold, sigma, min_score, max_seg_num, voting_thresh, vote_weight, per_class_voting = rule
     of_class = torch.zeros_like(scores, dtype=torch.int64) if labels is None else labels.unique(return_inverse=True)[1]
-    classes = int(of_class.max()) + 1 if multiclass or per_class_voting else 1
-    capacity = max_seg_num if max_seg_num > 0 else len(scores)
-    index, score, kept, num_kept = _run_padded(
-        segments[None], scores[None], of_class[None], classes, capacity, method, multiclass, iou_threshold, sigma,
-        min_score, voting_thresh, vote_weight, per_class_voting,
-    )  # fmt: skip
+    classes = int(of_class.max()) + 1 if rule.multiclass or rule.per_class_voting else 1
+    rule = rule._replace(max_seg_num=rule.max_seg_num if rule.max_seg_num > 0 else len(scores))
+    *found, num_kept = _padded(segments[None], scores[None], of_class[None], classes, rule)
     number = int(num_kept[0])
-    return index[0, :number], score[0, :number], kept[0, :number], num_kept.cpu()
+    return *(x[0, :number] for x in found), num_kept.cpu()  # type: ignore[return-value]
 
 
 def _definition(
-    segments: Tensor, scores: Tensor, labels: Tensor | None, counts: Tensor | None, method: str, multiclass: bool,
-    *rule: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    if counts is None:
-        index, score, kept = _one_by_definition(segments, scores, labels, method, multiclass, *rule)
-        return index, score, kept, torch.tensor([len(index)])
-    sizes = counts.tolist()
-    classes = [None] * len(sizes) if labels is None else labels.split(sizes)
-    parts = zip(segments.split(sizes), scores.split(sizes), classes, strict=True)
-    found = [_one_by_definition(*part, method, multiclass, *rule) for part in parts]
-    begins = [sum(sizes[:r]) for r in range(len(sizes))]
-    if not found:
-        return torch.zeros_like(scores, dtype=torch.int64), scores.clone(), segments.clone(), counts.clone()
-    index = torch.cat([part[0] + begin for part, begin in zip(found, begins, strict=True)])
-    num_kept = torch.tensor([len(part[0]) for part in found])
-    return index, torch.cat([part[1] for part in found]), torch.cat([part[2] for part in found]), num_kept
+    segments: Tensor, scores: Tensor, labels: Tensor | None, counts: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return suppress_recordings(segments, scores, labels, counts, Rule(*arguments))
 
 
-def _one_by_definition(
-    segments: Tensor, scores: Tensor, labels: Tensor | None, method: str, multiclass: bool, iou_threshold: float,
-    sigma: float, min_score: float, max_seg_num: int, voting_thresh: float, vote_weight: str, per_class_voting: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    groups = labels if multiclass or labels is None else torch.zeros_like(labels)
-    index, score = reference.suppress(
-        segments, scores, groups, method=method, iou_threshold=iou_threshold, sigma=sigma,
-        min_score=min_score, max_seg_num=max_seg_num,
-    )  # fmt: skip
-    kept = segments[index]
-    if voting_thresh > 0 and (per_class_voting or not multiclass):
-        classes = (labels[index], labels) if per_class_voting and labels is not None else (None, None)
-        kept = vote_segments(kept, segments, scores, voting_thresh, *classes, weight=vote_weight)
-    return index, score, kept
-
-
-def _fake(segments, scores, labels, counts, *rule):  # type: ignore[no-untyped-def]
+def _fake(segments, scores, labels, counts, *_):  # type: ignore[no-untyped-def]
     size = new_size()
     num_kept = torch.empty(1 if counts is None else counts.shape[0], dtype=torch.long)
     return scores.new_empty(size, dtype=torch.long), scores.new_empty(size), segments.new_empty(size, 2), num_kept
@@ -395,68 +319,59 @@ def _fake(segments, scores, labels, counts, *rule):  # type: ignore[no-untyped-d
 
 def _run_padded(
     segments: Tensor, scores: Tensor, labels: Tensor, classes: int, capacity: int, method: str, multiclass: bool,
-    iou_threshold: float, sigma: float, min_score: float, voting_thresh: float, vote_weight: str, per_class_voting: bool,
+    iou_threshold: float, sigma: float, min_score: float, *voting: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    if method == "none":
+    rule = Rule(method, multiclass, iou_threshold, sigma, min_score, capacity, *voting)
+    return _padded(segments, scores, labels, classes, rule)
+
+
+def _padded(
+    segments: Tensor, scores: Tensor, labels: Tensor, classes: int, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    capacity = rule.max_seg_num
+    if rule.method == "none":
         score, index = scores.sort(dim=1, descending=True, stable=True)
-        width = min(capacity, scores.shape[1])
-        score, index = (_widened(x[:, :width], capacity) for x in (score, index))
+        missing = max(capacity - scores.shape[1], 0)
+        index = F.pad(index[:, :capacity], (0, missing))
+        score = F.pad(score[:, :capacity], (0, missing), value=-torch.inf)
     else:
-        groups = labels.to(torch.int32) if multiclass else None
-        tables = _tables(
-            segments, scores, groups, classes if multiclass else 1, capacity, method, iou_threshold, sigma, min_score
-        )
-        index, score = best_picks(*tables, capacity)
+        groups = labels.to(torch.int32) if rule.multiclass else None
+        index, score = best_picks(*_tables(segments, scores, groups, classes if rule.multiclass else 1, rule), capacity)
     there = score != -torch.inf
     index = torch.where(there, index, 0).long()
     if not scores.shape[1]:
         return index, score, segments.new_zeros(*index.shape, 2), there.sum(1)
     kept = segments.gather(1, index.unsqueeze(-1).expand(-1, -1, 2))
-    if voting_thresh > 0 and method != "none" and (per_class_voting or not multiclass):
+    if rule.votes and rule.method != "none":
         voters = torch.where(scores == -torch.inf, 0.0, scores)
-        own, of_all = (labels.gather(1, index), labels) if per_class_voting else (None, None)
-        kept = vote_segments(kept, segments, voters, voting_thresh, own, of_all, weight=vote_weight)
+        own, of_all = (labels.gather(1, index), labels) if rule.per_class_voting else (None, None)
+        kept = vote_segments(kept, segments, voters, rule.voting_thresh, own, of_all, weight=rule.vote_weight)
     return index, score, torch.where(there.unsqueeze(-1), kept, 0.0), there.sum(1)
 
 
-def _widened(x: Tensor, capacity: int) -> Tensor:
-    wide = x.new_full((x.shape[0], capacity), -torch.inf if x.is_floating_point() else 0)
-    wide[:, : x.shape[1]] = x
-    return wide
-
-
-def _tables(
-    segments: Tensor, scores: Tensor, groups: Tensor | None, classes: int, capacity: int, method: str,
-    iou_threshold: float, sigma: float, min_score: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _tables(segments: Tensor, scores: Tensor, groups: Tensor | None, classes: int, rule: Rule) -> tuple[Tensor, Tensor]:
     """Picks of every (recording, class) ``[B, C, K]``: index (-1: none) and score (-inf)."""
     compiled = choose_backend(segments.device) != "reference" and segments.dtype == scores.dtype == torch.float32
     if compiled and (missing_cuda() if segments.is_cuda else missing_native()) is None:
-        above = min_score if method in ("hard", "diou") else 0.0
         index, score, _ = torch.ops.tzn_native.suppress_groups(
-            segments, scores, groups, None, classes, capacity, METHODS.index(method), iou_threshold, sigma, min_score,
-            above,
-        )  # fmt: skip
+            segments, scores, groups, None, classes, rule.max_seg_num, *rule.of_kernels
+        )
         return index, score
     if segments.is_cuda and torch.cuda.is_current_stream_capturing():
         raise ValueError(f"suppression in a CUDA graph needs the compiled CUDA library: {missing_cuda()}")
-    index = torch.full((scores.shape[0], classes, capacity), -1, dtype=torch.int32, device=scores.device)
-    score = torch.full_like(index, 0, dtype=scores.dtype).fill_(-torch.inf)
-    for row in range(scores.shape[0]):
-        for group in range(classes):
-            mine = scores[row] > -torch.inf
-            members = (mine if groups is None else mine & (groups[row] == group)).nonzero().squeeze(1)
-            if not len(members):
-                continue
-            found, picked, _, _ = _run(
-                segments[row, members], scores[row, members], None, None, method, False, iou_threshold, sigma,
-                min_score, capacity, 0.0, "score_iou", False,
-            )  # fmt: skip
+    shape = scores.shape[0], classes, rule.max_seg_num
+    index, score = scores.new_full(shape, -1, dtype=torch.int32), scores.new_full(shape, -torch.inf)
+    alone = rule._replace(multiclass=False, voting_thresh=0.0)
+    for row, group in itertools.product(range(scores.shape[0]), range(classes)):
+        mine = scores[row] > -torch.inf
+        members = (mine if groups is None else mine & (groups[row] == group)).nonzero().squeeze(1)
+        if len(members):
+            found, picked, _, _ = _run(segments[row, members], scores[row, members], None, None, *alone)
             index[row, group, : len(found)], score[row, group, : len(found)] = members[found].int(), picked
     return index, score
 
 
-def _fake_padded(segments, scores, labels, classes, capacity, *rule):  # type: ignore[no-untyped-def]
+def _fake_padded(segments, scores, labels, classes, capacity, *_):  # type: ignore[no-untyped-def]
     shape = scores.shape[0], capacity
     index, score = scores.new_empty(shape, dtype=torch.long), scores.new_empty(shape)
     return index, score, segments.new_empty(*shape, 2), scores.new_empty(scores.shape[0], dtype=torch.long)
@@ -473,14 +388,10 @@ RULE = (
 _OP = define(
     f"nms(Tensor segments, Tensor scores, Tensor? labels, Tensor? counts, {RULE.format('int max_seg_num, ')}) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _fake,
-)
+    _run, _fake, _definition,
+)  # fmt: skip
 _PADDED = define(
     f"nms_padded(Tensor segments, Tensor scores, Tensor labels, int classes, int capacity, {RULE.format('')}) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
-    _run_padded,
-    _fake_padded,
-)
-differentiate(_OP, _definition)
-differentiate(_PADDED, _definition_padded)
+    _run_padded, _fake_padded, _definition_padded,
+)  # fmt: skip

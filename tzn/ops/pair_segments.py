@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops._backend import choose_backend
+from tzn.ops._backend import choose_backend, kernels, serves
 from tzn.ops._checks import check_count, check_floating, check_shape
-from tzn.ops._register import define, differentiate, new_size
+from tzn.ops._register import define, new_size
 from tzn.ops.decode_segments import check_crossings
 from tzn.reference import Crossings, Segments
 
@@ -35,8 +35,7 @@ def pair_segments(
         check_count(name, value, 1)
     for name, crossings in (("starts", starts), ("ends", ends)):
         check_crossings(name, crossings, 1, class_scores.device)
-    tables = ([c.position, c.std, c.count] for c in (starts, ends))
-    segments, std, labels, scores = _OP(class_scores, *tables, max_ends, topk)
+    segments, std, labels, scores = _OP(class_scores, starts.table(), ends.table(), max_ends, topk)
     return Segments(segments, std), labels, scores
 
 
@@ -44,12 +43,11 @@ def _run(
     class_scores: Tensor, starts: list[Tensor], ends: list[Tensor], max_ends: int, topk: int
 ) -> tuple[Tensor, ...]:
     """``starts``, ``ends``: position, standard error and count."""
-    served = class_scores.dtype in (torch.float32, torch.float64) and starts[0].dtype == class_scores.dtype
-    if choose_backend(class_scores.device) == "triton" and served:
-        from tzn.kernels import pair_segments as kernels
-
-        first, last = (starts[0], starts[1], starts[2]), (ends[0], ends[1], ends[2])
-        *found, count = kernels.pair_segments(first, last, class_scores[None], max_ends=max_ends, topk=topk)
+    backend = choose_backend(class_scores.device)
+    if backend == "triton" and serves(class_scores, starts[0]):
+        *found, count = kernels(backend, "pair_segments").pair_segments(
+            starts, ends, class_scores[None], max_ends=max_ends, topk=topk
+        )
         number = int(count[0])
         return tuple(x[0, :number] for x in found)
     return tuple(x.clone() for x in _definition(class_scores, starts, ends, max_ends, topk))
@@ -58,7 +56,7 @@ def _run(
 def _definition(
     class_scores: Tensor, starts: list[Tensor], ends: list[Tensor], max_ends: int, topk: int
 ) -> tuple[Tensor, ...]:
-    first, last = (Crossings(place, std, torch.zeros_like(place), count) for place, std, count in (starts, ends))
+    first, last = Crossings.of_table(*starts), Crossings.of_table(*ends)
     segments, labels, scores = reference.pair_segments(first, last, class_scores, max_ends=max_ends, topk=topk)
     return *segments, labels, scores
 
@@ -72,7 +70,5 @@ def _fake(class_scores, starts, ends, max_ends, topk):  # type: ignore[no-untype
 _OP = define(
     "pair_segments(Tensor class_scores, Tensor[] starts, Tensor[] ends, int max_ends, int topk) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _fake,
-)
-differentiate(_OP, _definition)
+    _run, _fake, _definition,
+)  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops._checks import check_floating, check_shape, checks_values, fail
+from tzn.ops._checks import check_choice, check_floating, check_shape, checks_values, fail
 
 KINDS = ("iou", "diou")
 
@@ -25,8 +25,7 @@ def segment_iou(a: Tensor, b: Tensor, kind: str = "iou") -> Tensor:
     """
     check_segments("a", a)
     check_segments("b", b)
-    if kind not in KINDS:
-        fail("kind", repr(kind), f"one of {', '.join(KINDS)}")
+    check_choice("kind", kind, KINDS)
     return reference.segment_iou(a, b, kind)
 
 

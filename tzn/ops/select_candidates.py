@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tzn import reference
-from tzn.ops._backend import choose_backend
+from tzn.ops._backend import choose_backend, kernels, serves
 from tzn.ops._checks import check_count, check_device, check_floating, check_shape, checks_values, fail
-from tzn.ops._register import define, differentiate, new_size
+from tzn.ops._register import define, new_size
 from tzn.reference import Candidates
 
 
@@ -27,16 +27,16 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
     Raises:
         ValueError: wrong shape or dtype, NaN scores, ``topk`` < 1.
     """
-    check_floating("scores", scores)
-    check_shape("scores", scores, "[P, C]", None, None)
-    check_shape("level", level, f"[P] = [{scores.shape[0]}]", scores.shape[0])
-    check_device("level", level, scores.device)
-    check_count("topk", topk, 1)
-    _check_values(scores, level)
+    _check(scores, level, topk, "P, C")
     return Candidates(*_OP(scores, level, min_score, topk))
 
 
-def _check_values(scores: Tensor, level: Tensor) -> None:
+def _check(scores: Tensor, level: Tensor, topk: int, shape: str) -> None:
+    check_floating("scores", scores)
+    check_shape("scores", scores, f"[{shape}]", *(None for _ in shape.split(",")))
+    check_shape("level", level, f"[P] = [{scores.shape[-2]}]", scores.shape[-2])
+    check_device("level", level, scores.device)
+    check_count("topk", topk, 1)
     if checks_values(scores) and bool(scores.isnan().any()):
         fail("scores", "NaN", "probabilities")
     if level.dtype != torch.int64:
@@ -66,13 +66,8 @@ def select_candidates_padded(
     Raises:
         ValueError: as :func:`select_candidates`; ``levels`` < 1.
     """
-    check_floating("scores", scores)
-    check_shape("scores", scores, "[B, P, C]", None, None, None)
-    check_shape("level", level, f"[P] = [{scores.shape[1]}]", scores.shape[1])
-    check_device("level", level, scores.device)
-    check_count("topk", topk, 1)
+    _check(scores, level, topk, "B, P, C")
     check_count("levels", levels, 1)
-    _check_values(scores, level)
     if checks_values(level) and level.numel() and not (int(level.min()) >= 0 and int(level.max()) < levels):
         fail("level", f"{int(level.min())} to {int(level.max())}", f"0 to levels - 1 = {levels - 1}")
     return PaddedCandidates(*_PADDED(scores, level, levels, min_score, topk))
@@ -80,7 +75,7 @@ def select_candidates_padded(
 
 def _run(scores: Tensor, level: Tensor, min_score: float, topk: int) -> tuple[Tensor, ...]:
     backend = choose_backend(scores.device)
-    if backend == "cpp" and scores.dtype in (torch.float32, torch.float64):
+    if backend == "cpp" and serves(scores):
         return torch.ops.tzn_native.select_candidates(scores, level, min_score, topk)  # type: ignore[no-any-return]
     if backend == "triton" and scores.dtype == torch.float32 and scores.numel():
         table = _run_padded(scores.unsqueeze(0), level, int(level.max()) + 1, min_score, topk)
@@ -90,7 +85,7 @@ def _run(scores: Tensor, level: Tensor, min_score: float, topk: int) -> tuple[Te
 
 
 def _definition(scores: Tensor, level: Tensor, min_score: float, topk: int) -> tuple[Tensor, ...]:
-    return tuple(reference.select_candidates(scores, level, min_score=min_score, topk=topk))
+    return reference.select_candidates(scores, level, min_score=min_score, topk=topk)
 
 
 def _fake(scores, level, min_score, topk):  # type: ignore[no-untyped-def]
@@ -105,9 +100,8 @@ def _capacity(scores: Tensor, topk: int) -> int:
 def _run_padded(scores: Tensor, level: Tensor, levels: int, min_score: float, topk: int) -> tuple[Tensor, ...]:
     topk = _capacity(scores, topk)
     if choose_backend(scores.device) == "triton" and scores.dtype == torch.float32:
-        from tzn.kernels import select_candidates as kernels
-
-        table = kernels.select_candidates(scores, *kernels.level_order(level, levels), min_score=min_score, topk=topk)
+        triton = kernels("triton", "select_candidates")
+        table = triton.select_candidates(scores, *triton.level_order(level, levels), min_score=min_score, topk=topk)
         entry, classes = table.entry.flatten(1), max(scores.shape[2], 1)
         label = torch.where(entry >= 0, entry % classes, -1)
         return entry.clamp(min=0) // classes, label, table.score.flatten(1)
@@ -117,9 +111,8 @@ def _run_padded(scores: Tensor, level: Tensor, levels: int, min_score: float, to
     for row in range(scores.shape[0]):
         found = _run(scores[row], level, min_score, topk)
         of_level = level[found[0]]
-        place = (
-            of_level * topk + torch.arange(len(of_level), device=level.device) - torch.searchsorted(of_level, of_level)
-        )
+        rank = torch.arange(len(of_level), device=level.device) - torch.searchsorted(of_level, of_level)
+        place = of_level * topk + rank
         for table, values in zip(tables, found, strict=True):
             table[row, place] = values
     return tables
@@ -137,13 +130,11 @@ def _fake_padded(scores, level, levels, min_score, topk):  # type: ignore[no-unt
 
 
 _OP = define(
-    "select_candidates(Tensor scores, Tensor level, float min_score, int topk) -> (Tensor, Tensor, Tensor)", _run, _fake
-)
+    "select_candidates(Tensor scores, Tensor level, float min_score, int topk) -> (Tensor, Tensor, Tensor)",
+    _run, _fake, _definition,
+)  # fmt: skip
 _PADDED = define(
     "select_candidates_padded(Tensor scores, Tensor level, int levels, float min_score, int topk) -> "
     "(Tensor, Tensor, Tensor)",
-    _run_padded,
-    _fake_padded,
-)
-differentiate(_OP, _definition)
-differentiate(_PADDED, _definition_padded)
+    _run_padded, _fake_padded, _definition_padded,
+)  # fmt: skip

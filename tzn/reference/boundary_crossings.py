@@ -26,6 +26,14 @@ class Crossings(NamedTuple):
     slope: Tensor  # [B, K] of the field at the crossing
     count: Tensor  # type: ignore[assignment]  # [B] int64
 
+    def table(self) -> list[Tensor]:
+        """What decoding reads of them: position, std, count."""
+        return [self.position, self.std, self.count]
+
+    @classmethod
+    def of_table(cls, position: Tensor, std: Tensor, count: Tensor) -> Crossings:
+        return cls(position, std, torch.zeros_like(position), count)
+
 
 def boundary_crossings(
     distance: Tensor,

@@ -29,13 +29,24 @@ def decode_segments(
     """Segments (t - left, t + right) with each end fused with the nearest crossing by inverse variance.
 
     Args:
-        position: ``[N]`` grid time of the points.
-        offset: ``[N, 2]`` left and right distances in grid steps.
-        offset_std: ``[N, 2]`` their standard deviations in grid steps.
-        starts, ends: crossings of one recording (``[1, K]``); None leaves the anchor-free segments as they are.
+        position: ``[N]`` grid time of the points, or ``[B, N]`` of B recordings.
+        offset: ``[N, 2]`` or ``[B, N, 2]`` left and right distances in grid steps.
+        offset_std: their standard deviations in grid steps.
+        starts, ends: crossings of the recordings (``[B, K]``, B = 1 for ``[N]``); None leaves the anchor-free segments as
+            they are.
         snap_sigmas: a crossing farther off than this many combined standard errors is not the same boundary; nor is
             one used whose standard error exceeds the end's own.
     """
+    if position.dim() == 2:
+        if position.shape[0] == 0:
+            return Segments(offset.clone(), offset_std.clone())
+        rows = []
+        for row in range(position.shape[0]):
+            first, last = (None if c is None else Crossings(*(x[row : row + 1] for x in c)) for c in (starts, ends))
+            rows.append(
+                decode_segments(position[row], offset[row], offset_std[row], first, last, snap_sigmas=snap_sigmas)
+            )
+        return Segments(*(torch.stack(x) for x in zip(*rows, strict=True)))
     ends_of = torch.stack([position - offset[:, 0], position + offset[:, 1]], dim=1)
     std = offset_std
     if starts is not None and ends is not None:

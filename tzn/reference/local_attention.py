@@ -2,10 +2,14 @@
 
 ``local_attention`` is the definition: ordinary attention with a mask of all pairs. ``packed_local_attention`` computes the
 same from packed rows in tiles of consecutive keys, so memory and time follow the number of tiles that hold a query;
-``compact_local_attention`` lays dense and packed inputs out for it.
+``compact_local_attention`` lays dense and packed inputs out for it. ``shifted_local_attention`` and
+``dilated_packed_attention`` reduce what else there is to plain windows, which any back end may compute.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,15 +107,12 @@ def compact_local_attention(
         position = packed_times(cu_seqlens, q.shape[0], window // 2)
         out = packed_local_attention(q[chosen], k, v, window, slot=chosen, position=position, bias=bias)
         return out if query_mask is None else torch.zeros_like(q).index_copy(0, chosen, out)
-    if dilation > 1:
-        classes = [slice(first, None, dilation) for first in range(min(dilation, max(q.shape[2], 1)))]
-        parts = [
-            compact_local_attention(
-                q[:, :, of], k[:, :, of], v[:, :, of], window, None if mask is None else mask[:, of],
-                None if query_mask is None else query_mask[:, of], bias, 1, None,
-            ).transpose(1, 2)
-            for of in classes
-        ]  # fmt: skip
+    if dilation > 1 and q.shape[2]:
+
+        def of_class(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+            return compact_local_attention(q, k, v, window, mask, query_mask, bias, 1, None).transpose(1, 2)
+
+        parts = over_residues(dilation, of_class, [q, k, v], [mask, query_mask])
         longest = max(part.shape[1] for part in parts)
         padded = [F.pad(part, (0, 0, 0, 0, 0, longest - part.shape[1])) for part in parts]
         return torch.stack(padded, 2).flatten(1, 2)[:, : q.shape[2]].transpose(1, 2)
@@ -130,6 +131,103 @@ def compact_local_attention(
     )  # fmt: skip
     dense = out.new_zeros(batch * steps, heads, width).index_copy(0, active, out)
     return dense.view(batch, steps, heads, width).transpose(1, 2)
+
+
+def _sequences(q: Tensor, dilation: int, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """First row and length of every (recording, residue class) of the flattened rows."""
+    if cu_seqlens is None:
+        starts = torch.arange(q.shape[0], device=q.device) * q.shape[2]
+        lengths = torch.full_like(starts, q.shape[2])
+    else:
+        starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+    residue = torch.arange(dilation, device=q.device)
+    of_class = torch.div(lengths[:, None] - residue + dilation - 1, dilation, rounding_mode="floor").clamp(min=0)
+    return (starts[:, None] + residue).flatten(), of_class.flatten()
+
+
+def shifted_local_attention(
+    attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None,
+    query_mask: Tensor | None, bias: Tensor | None, dilation: int, cu_seqlens: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Shifted windows by ordinary ones, which ``attend`` computes from the same arguments.
+
+    Queries in the middle have ordinary windows; the ``radius`` first and last of a recording share one window each.
+    """
+    radius, packed = window // 2, cu_seqlens is not None
+
+    def rows(x: Tensor) -> Tensor:
+        return x if packed else x.transpose(1, 2).flatten(0, 1)
+
+    starts, lengths = _sequences(q, dilation, cu_seqlens)
+    total = rows(q).shape[0]
+    step, key = torch.arange(radius, device=q.device), torch.arange(window, device=q.device)
+    first = step < lengths[:, None]
+    last = lengths[:, None] - radius + step  # of the queries; where the first ones end they begin
+    queries = torch.cat([step.expand_as(last), last], 1)
+    is_query = torch.cat([first, last >= radius], 1)
+    # A query that is not there, and a key, are read from some row that is, and left out of everything.
+    query_row = (starts[:, None] + dilation * queries).clamp(0, total - 1)
+    keys = torch.stack([key.expand(len(lengths), -1), lengths[:, None] - window + key], 1)  # [S, 2, w]
+    is_key = (keys >= 0) & (keys < lengths[:, None, None])
+    key_row = (starts[:, None, None] + dilation * keys).clamp(0, total - 1)
+    if mask is not None:
+        is_key = is_key & mask.flatten()[key_row]
+    ends = rows(q)[query_row].unflatten(1, (2, radius))  # [S, 2, r, H, D]
+    scores = torch.einsum("serhd,sewhd->sehrw", ends, rows(k)[key_row]) / q.shape[-1] ** 0.5
+    if bias is not None:
+        apart = keys[:, :, None, :] - queries.unflatten(1, (2, radius))[..., None] + window - 1
+        picked = bias[:, apart.clamp(0, 2 * window - 2)]  # [H, S, 2, r, w]
+        scores = scores + picked.permute(1, 2, 0, 3, 4).to(scores.dtype)
+    weights = masked_softmax(scores, is_key[:, :, None, None, :])
+    of_ends = torch.einsum("sehrw,sewhd->serhd", weights, rows(v)[key_row]).flatten(0, 2)
+
+    place = torch.where(is_query, query_row, total).flatten()  # one row past the end takes what is nobody's
+    at_end = torch.zeros(total + 1, dtype=torch.bool, device=q.device).index_fill(0, place, True)[:total]
+    middle = ~at_end if packed else (~at_end).view(q.shape[0], -1)
+    middle = middle if query_mask is None else middle & query_mask
+    inner = rows(attend(q, k, v, window, mask, middle, central_bias(bias, window), dilation, cu_seqlens))
+    padded = torch.cat([inner, inner.new_zeros(1, *inner.shape[1:])])
+    whole = padded.index_put((place,), of_ends)[:-1]
+    for wanted in (mask, query_mask):
+        whole = whole if wanted is None else whole.masked_fill(~wanted.reshape(-1, 1, 1), 0)
+    return whole if packed else whole.unflatten(0, (q.shape[0], -1)).transpose(1, 2)
+
+
+def central_bias(bias: Tensor | None, window: int) -> Tensor | None:
+    """What an ordinary window reads of the bias of shifted ones."""
+    return None if bias is None else bias[:, window // 2 : window // 2 + window]
+
+
+def dilated_packed_attention(
+    attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, window: int, query_mask: Tensor | None,
+    bias: Tensor | None, dilation: int, cu_seqlens: Tensor,
+) -> Tensor:  # fmt: skip
+    """Packed recordings with a dilation by ``attend`` without: every residue class of a recording is a recording of its own.
+
+    Rows are brought in their order, and back.
+    """
+    index = torch.arange(q.shape[0], device=q.device)
+    recording = torch.searchsorted(cu_seqlens[1:].long(), index, right=True)
+    group = recording * dilation + (index - cu_seqlens.long()[recording]) % dilation
+    order = group.argsort(stable=True)
+    _, lengths = _sequences(q, dilation, cu_seqlens)
+    bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    chosen = None if query_mask is None else query_mask[order]
+    out = attend(q[order], k[order], v[order], window, None, chosen, bias, 1, bounds)
+    return out[order.argsort()]
+
+
+def over_residues(dilation: int, run: Callable[..., Any], rows: list[Tensor], masks: list[Tensor | None]) -> list[Any]:
+    """``run(*rows, *masks)`` for the steps r, r + d, r + 2 d … of each residue class r that has any, as views.
+
+    ``rows`` are ``[B, H, T, …]``, ``masks`` ``[B, T]``.
+    """
+    if dilation == 1:
+        return [run(*rows, *masks)]
+    return [
+        run(*(x[:, :, r::dilation] for x in rows), *(m if m is None else m[:, r::dilation] for m in masks))
+        for r in range(min(dilation, rows[0].shape[2]))
+    ]
 
 
 def times(tokens: Tensor, steps: int, radius: int) -> Tensor:

@@ -7,6 +7,7 @@ Rows (classes) are suppressed side by side: one vectorised step per pick, whatev
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,31 @@ METHODS = ("gaussian", "linear", "zero", "hard", "diou")
 HARD = ("hard", "diou")
 VOTE_WEIGHTS = ("score_iou", "score")  # numbered so in csrc/cpu/nms.cpp
 CHECK_EVERY = 16  # picks between looks at whether the overall cap is reached
+
+
+class Rule(NamedTuple):
+    """How candidates are suppressed and vote: the arguments of ``torch.ops.tzn.nms`` behind the candidates, in their order."""
+
+    method: str  # of METHODS
+    multiclass: bool  # each class on its own
+    iou_threshold: float
+    sigma: float
+    min_score: float
+    max_seg_num: int  # <= 0: no cap
+    voting_thresh: float = 0.0  # 0: no voting
+    vote_weight: str = "score_iou"  # of VOTE_WEIGHTS
+    per_class_voting: bool = False
+
+    @property
+    def votes(self) -> bool:
+        return self.voting_thresh > 0 and (self.per_class_voting or not self.multiclass)
+
+    @property
+    def of_kernels(self) -> tuple[int, float, float, float, float]:
+        """Method, iou_threshold, sigma, min_score, and the score that candidates must exceed, as compiled kernels take them."""
+        above = self.min_score if self.method in HARD else 0.0
+        return METHODS.index(self.method), self.iou_threshold, self.sigma, self.min_score, above
+
 
 Decay = Callable[[Tensor, Tensor], Tensor]  # (overlap, score) -> new score, -inf where the candidate is removed
 
@@ -128,15 +154,49 @@ def batched_nms(
     vote_weight: str = "score_iou",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Suppress, vote, sort by falling score, cut to ``max_seg_num``. ``method``: of METHODS."""
+    rule = Rule(
+        method, multiclass, iou_threshold, sigma, min_score, max_seg_num, voting_thresh, vote_weight, per_class_voting
+    )
+    index, score, kept = suppress_and_vote(segments, scores, labels, rule)
+    return kept[:max_seg_num], score[:max_seg_num], labels[index][:max_seg_num]
+
+
+def suppress_and_vote(
+    segments: Tensor, scores: Tensor, labels: Tensor | None, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Picks of one recording by falling score: indices, scores when picked, segments after the votes."""
+    groups = labels if rule.multiclass or labels is None else torch.zeros_like(labels)
     index, score = suppress(
-        segments, scores, labels if multiclass else torch.zeros_like(labels), method=method, sigma=sigma,
-        iou_threshold=iou_threshold, min_score=min_score, max_seg_num=max_seg_num,
+        segments, scores, groups, method=rule.method, iou_threshold=rule.iou_threshold, sigma=rule.sigma,
+        min_score=rule.min_score, max_seg_num=rule.max_seg_num,
     )  # fmt: skip
     kept = segments[index]
-    if voting_thresh > 0 and (per_class_voting or not multiclass):
-        classes = (labels[index], labels) if per_class_voting else (None, None)
-        kept = vote_segments(kept, segments, scores, voting_thresh, *classes, weight=vote_weight)
-    return kept[:max_seg_num], score[:max_seg_num], labels[index][:max_seg_num]
+    if rule.votes:
+        classes = (labels[index], labels) if rule.per_class_voting and labels is not None else (None, None)
+        kept = vote_segments(kept, segments, scores, rule.voting_thresh, *classes, weight=rule.vote_weight)
+    return index, score, kept
+
+
+def suppress_recordings(
+    segments: Tensor, scores: Tensor, labels: Tensor | None, counts: Tensor | None, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same of recordings that lie one after the other, ``counts`` ``[R]`` candidates each (None: one recording).
+
+    The last result is the number of picks of each.
+    """
+    sizes = [scores.shape[0]] if counts is None else counts.tolist()
+    if not sizes:
+        return (
+            torch.zeros_like(scores, dtype=torch.int64),
+            scores.clone(),
+            segments.clone(),
+            torch.zeros(0, dtype=torch.int64),
+        )
+    classes = [None] * len(sizes) if labels is None else labels.split(sizes)
+    parts = zip(segments.split(sizes), scores.split(sizes), classes, strict=True)
+    own, score, kept = zip(*(suppress_and_vote(*part, rule) for part in parts), strict=True)
+    index = [i + begin for i, begin in zip(own, itertools.accumulate(sizes, initial=0), strict=False)]
+    return torch.cat(index), torch.cat(score), torch.cat(kept), torch.tensor([len(i) for i in index])
 
 
 def best_picks(index: Tensor, score: Tensor, limit: int) -> tuple[Tensor, Tensor]:
