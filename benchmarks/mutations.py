@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK, ATTENTION = "tests/ops/test_variable_depth_block.py", "tests/ops/test_local_attention.py"
 DISPATCH, NMS, CROSSINGS = "tests/ops/test_dispatch.py", "tests/ops/test_nms.py", "tests/ops/test_boundary_crossings.py"
-LAYOUTS, DECODE = "tests/ops/test_attention_layouts.py", "tests/ops/test_decode_segments.py"
+DECODE = "tests/ops/test_decode_segments.py"
 SELECT = f"{DECODE} tests/ops/test_messy_decode.py tests/ops/test_public_surface.py tests/ops/test_library.py"
 
 
@@ -43,16 +43,16 @@ FAULTS = [
     Fault("tzn/ops/_register.py", "create_graph=again", "create_graph=False", DISPATCH),
     Fault("tzn/ops/_register.py", "if forward_ad._current_level >= 0 or", "if False and", DISPATCH),
     Fault("tzn/ops/_register.py", "x if x.dtype == torch.float64 else x.to(dtype)", "x.to(dtype)", DISPATCH),
-    Fault("tzn/ops/local_attention.py", "if torch.is_grad_enabled():", "if False:", DISPATCH),
-    Fault("tzn/ops/variable_depth_block.py", "if torch.is_grad_enabled():", "if False:", DISPATCH),
+    Fault("tzn/ops/_register.py", "        if torch.is_grad_enabled():\n            found = iter(_by", "        if False:\n            found = iter(_by", DISPATCH),
+    Fault("tzn/ops/_register.py", "_modes() or _transforms() or", "_transforms() or", "tests/test_profiling.py"),
     # Public functions and implementations
-    Fault("tzn/ops/local_attention.py", "window // 2 : window // 2 + window", ":window", LAYOUTS),
-    Fault("tzn/ops/local_attention.py", "last >= radius], 1)", "last >= 0], 1)", LAYOUTS),
-    Fault("tzn/ops/local_attention.py", "out.zero_().index_copy_(0, chosen, few)", "out.index_copy_(0, chosen, few)", LAYOUTS),
-    Fault("tzn/ops/variable_depth_block.py", "dnormed1 += dquery_rows", "pass", BLOCK),
-    Fault("tzn/ops/variable_depth_block.py", "dgate1 + dgate2", "dgate1", BLOCK),
-    Fault("tzn/ops/nms.py", "max(max_seg_num, 0),\n        voting_thresh", "max_seg_num + 1,\n        voting_thresh", NMS),
-    Fault("tzn/ops/nms.py", "VOTE_WEIGHTS.index(vote_weight)", "0", NMS),
+    Fault("tzn/reference/local_attention.py", "window // 2 : window // 2 + window", ":window", ATTENTION),
+    Fault("tzn/reference/local_attention.py", "last >= radius], 1)", "last >= 0], 1)", ATTENTION),
+    Fault("tzn/kernels/cpu/local_attention.py", "out.zero_().index_copy_(0, chosen, few)", "out.index_copy_(0, chosen, few)", ATTENTION),
+    Fault("tzn/kernels/cpu/variable_depth_block.py", "dnormed1 += dquery_rows", "pass", BLOCK),
+    Fault("tzn/kernels/cpu/variable_depth_block.py", "dgate1 + dgate2", "dgate1", BLOCK),
+    Fault("tzn/ops/nms.py", "max(max_seg_num, 0), voting_thresh", "max_seg_num + 1, voting_thresh", NMS),
+    Fault("tzn/ops/nms.py", "VOTE_WEIGHTS.index(rule.vote_weight)", "0", NMS),
     Fault("tzn/ops/select_candidates.py", "of_level * topk", "of_level * (topk - 1)", SELECT),
     # Definitions
     Fault("tzn/reference/active_tokens.py", "near if mask is None else near & mask", "near", "tests/ops/test_depth.py"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
-import pytest
 import torch
 from torch import Tensor
+
+from tzn import reference
 
 # (name, B, T, window, share of active tokens, valid lengths or None)
 SHAPES = [
@@ -23,10 +25,8 @@ SHAPES = [
     ("empty-recording", 1, 0, 7, 0.5, None),
 ]
 IDS = [shape[0] for shape in SHAPES]
-BFLOAT16 = pytest.param(
-    torch.bfloat16, marks=pytest.mark.not_interpreted("the interpreter's bfloat16 products are wrong")
-)
-DTYPES = [torch.float32, BFLOAT16, torch.float16]
+# The interpreter's bfloat16 products are wrong.
+DTYPES = [torch.float32, torch.float16, *([] if os.environ.get("TRITON_INTERPRET") == "1" else [torch.bfloat16])]
 
 
 def random_masks(batch: int, steps: int, active: float | str, lengths: tuple[int, ...] | None, seed: int = 0):
@@ -69,3 +69,39 @@ def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], seed: i
         torch.zeros_like(x) if g is None else g
         for x, g in zip(leaves, torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True), strict=True)
     ]
+
+
+def candidates(count: int, classes: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32, tied: bool = False):
+    """(segments ``[N, 2]``, scores, labels) of a crowd: lengths 1 to 11 on [0, 60], scores in eighths where ``tied``."""
+    generator = torch.Generator().manual_seed(seed)
+    start, length, scores = torch.rand(3, count, generator=generator, dtype=torch.float64)
+    segments = torch.stack([60 * start, 60 * start + 1 + 10 * length], 1)
+    scores = (scores * 8).round() / 8 if tied else scores
+    return segments.to(dtype), scores.to(dtype), torch.randint(classes, (count,), generator=generator)
+
+
+def noisy_fields(fields: int, steps: int, dtype: torch.dtype = torch.float64, seed: int = 0):
+    """(distance, scale) ``[F, T]``: noisy sawteeth with many crossings, votes that disagree, neighbours that change places."""
+    generator = torch.Generator().manual_seed(seed)
+    boundaries = torch.rand(fields, max(steps // 6, 1), generator=generator).sort(dim=1).values * steps
+    distance = reference.signed_distance(boundaries, steps, 16.0) + 0.8 * torch.randn(
+        fields, steps, generator=generator
+    )
+    return distance.to(dtype), (0.2 + torch.rand(fields, steps, generator=generator)).to(dtype)
+
+
+def block_weights(width: int, heads: int, window: int, hidden: int, dtype: torch.dtype = torch.float64, seed: int = 1):
+    """Weights of a variable-depth block with nothing left at a special value."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) / shape[-1] ** 0.5
+
+    w, m = width, hidden
+    shapes = [
+        (w,), (w,), (w, w), (w,), (2 * w, w), (2 * w,), (heads, window), (w, w), (w,), (w,), (w,), (m, w), (m,), (w, m),
+        (w,),
+    ]  # fmt: skip
+    weights = reference.BlockWeights(*(random(*shape) for shape in shapes))
+    near_one = {name: 1 + weights._asdict()[name] for name in ("norm1_weight", "norm2_weight")}
+    return reference.BlockWeights(*(x.to(dtype) for x in weights._replace(**near_one)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +24,19 @@ def tensors_of(*values: Any) -> Iterable[Tensor]:
 def elsewhere(*values: Any) -> bool:
     """Whether a tensor has no values to compare: on the meta device."""
     return any(x.device.type != "cpu" for x in tensors_of(*values))
+
+
+def answer(run: Callable[[Any], Any]) -> Callable[[Callable[..., None]], Callable[[Any], Callable[[Any], None]]]:
+    """Decorates a check of (arguments, ``run(arguments)``, random numbers): what is fuzzed calls, and returns its check."""
+
+    def decorate(check: Callable[..., None]) -> Callable[[Any], Callable[[Any], None]]:
+        def call(a: Any) -> Callable[[Any], None]:
+            out = run(a)
+            return lambda rng: None if elsewhere(a) else check(a, out, rng)
+
+        return call
+
+    return decorate
 
 
 def ordinary(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from attention import check_public, public_arguments
 from block import block_arguments, variable_depth_block
-from compare import all_ordinary, assert_near, assert_same, double, elsewhere, ordinary
+from compare import all_ordinary, answer, assert_near, assert_same, double, elsewhere, ordinary
 from inputs import FLOATS, Random
 from torch import Tensor
 
@@ -72,16 +72,12 @@ def assert_scores(given: Tensor, wanted: Tensor) -> None:
         assert_same(given, wanted, "scores")
 
 
-def _soft_nms(a: Arguments) -> Check:
-    index, score = ops.soft_nms(**a)
-
-    def check(rng: Random) -> None:
-        if not elsewhere(a):
-            wanted = reference.soft_nms(**a)
-            assert_same(index, wanted[0], "picks")
-            assert_scores(score, wanted[1])
-
-    return check
+@answer(lambda a: ops.soft_nms(**a))
+def _soft_nms(a: Arguments, out: Any, rng: Random) -> None:
+    index, score = out
+    wanted = reference.soft_nms(**a)
+    assert_same(index, wanted[0], "picks")
+    assert_scores(score, wanted[1])
 
 
 def _as_reference(name: str) -> Callable[[Arguments], Check]:
@@ -99,28 +95,18 @@ def _as_reference(name: str) -> Callable[[Arguments], Check]:
     return call
 
 
-def _active_tokens(a: Arguments) -> Check:
-    out = ops.active_tokens(**a)
-
-    def check(rng: Random) -> None:
-        if not elsewhere(a):
-            window = min(a["window"], 2 * a["gate"].shape[1] + 1)
-            assert_same(out, reference.active_tokens(a["gate"], window, a["mask"]), "tokens")
-
-    return check
+@answer(lambda a: ops.active_tokens(**a))
+def _active_tokens(a: Arguments, out: Any, rng: Random) -> None:
+    window = min(a["window"], 2 * a["gate"].shape[1] + 1)
+    assert_same(out, reference.active_tokens(a["gate"], window, a["mask"]), "tokens")
 
 
-def _depth_gates(a: Arguments) -> Check:
-    out = ops.depth_gates(**a)
-
-    def check(rng: Random) -> None:
-        if not elsewhere(a):
-            layer = torch.arange(a["num_layers"], dtype=torch.float64)
-            wanted = (a["num_layers"] * a["tau"].detach().double()[..., None] - layer).clamp(0, 1)
-            size = a["num_layers"] * torch.finfo(out.dtype).eps / torch.finfo(torch.float32).eps
-            assert_near(out, wanted, "gates", size=size, inner=torch.float32)
-
-    return check
+@answer(lambda a: ops.depth_gates(**a))
+def _depth_gates(a: Arguments, out: Any, rng: Random) -> None:
+    layer = torch.arange(a["num_layers"], dtype=torch.float64)
+    wanted = (a["num_layers"] * a["tau"].detach().double()[..., None] - layer).clamp(0, 1)
+    size = a["num_layers"] * torch.finfo(out.dtype).eps / torch.finfo(torch.float32).eps
+    assert_near(out, wanted, "gates", size=size, inner=torch.float32)
 
 
 def _distance(name: str) -> Callable[[Arguments], Check]:
@@ -142,16 +128,12 @@ def _distance(name: str) -> Callable[[Arguments], Check]:
     return call
 
 
-def _boundary_crossings(a: Arguments) -> Check:
-    out = ops.boundary_crossings(**a)
-
-    def check(rng: Random) -> None:
-        tame = not elsewhere(a) and all_ordinary(a["distance"], a["scale"]) and bool((a["scale"] > 1e-3).all())
-        if tame and not median_may_jump(a["scale"], a["estimator"]):
-            wanted = reference.boundary_crossings(**a)
-            assert_crossings(out, wanted)
-
-    return check
+@answer(lambda a: ops.boundary_crossings(**a))
+def _boundary_crossings(a: Arguments, out: Any, rng: Random) -> None:
+    tame = not elsewhere(a) and all_ordinary(a["distance"], a["scale"]) and bool((a["scale"] > 1e-3).all())
+    if tame and not median_may_jump(a["scale"], a["estimator"]):
+        wanted = reference.boundary_crossings(**a)
+        assert_crossings(out, wanted)
 
 
 def _selection_arguments(rng: Random) -> Arguments:
@@ -168,19 +150,15 @@ def _padded_selection_arguments(rng: Random) -> Arguments:
     return {"scores": scores, "level": level, "levels": levels, "min_score": 0.3, "topk": max(rng.size(9), 1)}
 
 
-def _select_candidates_padded(a: Arguments) -> Check:
-    out = ops.select_candidates_padded(**a)
-
-    def check(rng: Random) -> None:
-        if elsewhere(a) or a["scores"].isnan().any():
-            return
-        for r in range(len(a["scores"])):
-            wanted = reference.select_candidates(a["scores"][r], a["level"], min_score=a["min_score"], topk=a["topk"])
-            there = out.score[r] != -torch.inf
-            assert_same([x[r][there] for x in out], list(wanted), "candidates")
-            assert not out.point[r][~there].any() and (out.label[r][~there] == -1).all()
-
-    return check
+@answer(lambda a: ops.select_candidates_padded(**a))
+def _select_candidates_padded(a: Arguments, out: Any, rng: Random) -> None:
+    if a["scores"].isnan().any():
+        return
+    for r in range(len(a["scores"])):
+        wanted = reference.select_candidates(a["scores"][r], a["level"], min_score=a["min_score"], topk=a["topk"])
+        there = out.score[r] != -torch.inf
+        assert_same([x[r][there] for x in out], list(wanted), "candidates")
+        assert not out.point[r][~there].any() and (out.label[r][~there] == -1).all()
 
 
 def _crossings(rng: Random, dtype: torch.dtype) -> ops.Crossings:
@@ -201,15 +179,10 @@ def _decode_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
-def _decode_segments(a: Arguments) -> Check:
-    out = ops.decode_segments(**a)
-
-    def check(rng: Random) -> None:
-        if not elsewhere(a):
-            for ours, true, name in zip(out, reference.decode_segments(**a), ("segments", "std"), strict=True):
-                assert_near(ours, true, name, size=100)
-
-    return check
+@answer(lambda a: ops.decode_segments(**a))
+def _decode_segments(a: Arguments, out: Any, rng: Random) -> None:
+    for ours, true, name in zip(out, reference.decode_segments(**a), ("segments", "std"), strict=True):
+        assert_near(ours, true, name, size=100)
 
 
 def _pair_arguments(rng: Random) -> Arguments:
@@ -221,19 +194,15 @@ def _pair_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
-def _segment_iou(a: Arguments) -> Check:
-    out = ops.segment_iou(**a)
-
-    def check(rng: Random) -> None:
-        same = a["a"].dtype == a["b"].dtype
-        if not elsewhere(a) and same and all_ordinary(a["a"], a["b"]) and out.dtype in (torch.float32, torch.float64):
-            wanted = reference.segment_iou(double(a["a"]), double(a["b"]), a["kind"])
-            long = (a["a"][:, 1] - a["a"][:, 0] > 1)[:, None] & (a["b"][:, 1] - a["b"][:, 0] > 1)[None]
-            assert out.shape == wanted.shape
-            assert_near(out[long], wanted[long], "iou", size=100)
-            assert ((out.detach() <= 1 + 1e-6) | out.isnan()).all()
-
-    return check
+@answer(lambda a: ops.segment_iou(**a))
+def _segment_iou(a: Arguments, out: Any, rng: Random) -> None:
+    same = a["a"].dtype == a["b"].dtype
+    if not elsewhere(a) and same and all_ordinary(a["a"], a["b"]) and out.dtype in (torch.float32, torch.float64):
+        wanted = reference.segment_iou(double(a["a"]), double(a["b"]), a["kind"])
+        long = (a["a"][:, 1] - a["a"][:, 0] > 1)[:, None] & (a["b"][:, 1] - a["b"][:, 0] > 1)[None]
+        assert out.shape == wanted.shape
+        assert_near(out[long], wanted[long], "iou", size=100)
+        assert ((out.detach() <= 1 + 1e-6) | out.isnan()).all()
 
 
 def _suppression(kind: str) -> Callable[[Random], Arguments]:
@@ -312,40 +281,34 @@ def _padded_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
-def _nms_padded(a: Arguments) -> Check:
-    out = ops.nms_padded(**a)
-
-    def check(rng: Random) -> None:
-        if elsewhere(a):
-            return
-        there = torch.arange(a["capacity"]) < out.num_kept[:, None]
-        assert torch.equal(out.score != -torch.inf, there) or bool(a["scores"].isnan().any())
-        assert (out.index[~there] == 0).all() and (out.label[~there] == -1).all() and not out.segments[~there].any()
-        if not all_ordinary(a["segments"], torch.where(a["scores"] == -torch.inf, 0.0, a["scores"])):
-            return
-        rule = {n: a[n] for n in ("iou_threshold", "min_score", "sigma", "method", "multiclass")}
-        if not all(a[n] >= 0 for n in ("iou_threshold", "min_score", "sigma")) or not a["sigma"] > 1e-30:
-            return
-        if bool((a["segments"][..., 1] < a["segments"][..., 0]).any() or (a["scores"].clamp(min=-1) == -0.5).any()):
-            return
-        for r in range(len(there)):
-            mine = (a["scores"][r] > -torch.inf).nonzero().squeeze(1)
-            if a["multiclass"] and a["method"] != "none":
-                mine = mine[(a["labels"][r, mine] >= 0) & (a["labels"][r, mine] < a["classes"])]
-            segments, scores, labels = (a[n][r, mine] for n in ("segments", "scores", "labels"))
-            number = int(out.num_kept[r])
-            if a["method"] == "none":
-                assert_same(out.score[r, :number], scores.sort(descending=True)[0][: a["capacity"]], "scores")
-            elif (scores >= 0).all():
-                wanted = reference.batched_nms(
-                    segments, scores, labels, max_seg_num=a["capacity"], voting_thresh=0.0, **rule
-                )
-                assert_same(out.label[r, :number], wanted[2], "labels")
-                assert_scores(out.score[r, :number], wanted[1])
-                if a["voting_thresh"] == 0:
-                    assert_same(out.segments[r, :number], wanted[0], "segments")
-
-    return check
+@answer(lambda a: ops.nms_padded(**a))
+def _nms_padded(a: Arguments, out: Any, rng: Random) -> None:
+    there = torch.arange(a["capacity"]) < out.num_kept[:, None]
+    assert torch.equal(out.score != -torch.inf, there) or bool(a["scores"].isnan().any())
+    assert (out.index[~there] == 0).all() and (out.label[~there] == -1).all() and not out.segments[~there].any()
+    if not all_ordinary(a["segments"], torch.where(a["scores"] == -torch.inf, 0.0, a["scores"])):
+        return
+    rule = {n: a[n] for n in ("iou_threshold", "min_score", "sigma", "method", "multiclass")}
+    if not all(a[n] >= 0 for n in ("iou_threshold", "min_score", "sigma")) or not a["sigma"] > 1e-30:
+        return
+    if bool((a["segments"][..., 1] < a["segments"][..., 0]).any() or (a["scores"].clamp(min=-1) == -0.5).any()):
+        return
+    for r in range(len(there)):
+        mine = (a["scores"][r] > -torch.inf).nonzero().squeeze(1)
+        if a["multiclass"] and a["method"] != "none":
+            mine = mine[(a["labels"][r, mine] >= 0) & (a["labels"][r, mine] < a["classes"])]
+        segments, scores, labels = (a[n][r, mine] for n in ("segments", "scores", "labels"))
+        number = int(out.num_kept[r])
+        if a["method"] == "none":
+            assert_same(out.score[r, :number], scores.sort(descending=True)[0][: a["capacity"]], "scores")
+        elif (scores >= 0).all():
+            wanted = reference.batched_nms(
+                segments, scores, labels, max_seg_num=a["capacity"], voting_thresh=0.0, **rule
+            )
+            assert_same(out.label[r, :number], wanted[2], "labels")
+            assert_scores(out.score[r, :number], wanted[1])
+            if a["voting_thresh"] == 0:
+                assert_same(out.segments[r, :number], wanted[0], "segments")
 
 
 def _recordings(a: Arguments) -> Iterable[Arguments]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from compare import all_ordinary, assert_near, assert_same, elsewhere
+from compare import all_ordinary, answer, assert_near, assert_same, elsewhere
 from inputs import Random
 from public import assert_crossings, assert_scores, candidates, field_arguments, gate_arguments, median_may_jump
 from raw_attention import RAW_ATTENTION, Arguments, Check, native
@@ -18,15 +19,10 @@ from tzn.reference.boundary_crossings import ESTIMATORS
 from tzn.reference.nms import HARD, METHODS, VOTE_WEIGHTS, vote_segments
 
 
-def _active_tokens(a: Arguments) -> Check:
-    out = native("active_tokens", a)
-
-    def check(rng: Random) -> None:
-        if not elsewhere(a):
-            window = min(a["window"], 2 * a["gate"].shape[1] + 1)
-            assert_same(out, reference.active_tokens(a["gate"], window, a["mask"]), "tokens")
-
-    return check
+@answer(lambda a: native("active_tokens", a))
+def _active_tokens(a: Arguments, out: Any, rng: Random) -> None:
+    window = min(a["window"], 2 * a["gate"].shape[1] + 1)
+    assert_same(out, reference.active_tokens(a["gate"], window, a["mask"]), "tokens")
 
 
 def _crossing_arguments(rng: Random) -> Arguments:
@@ -37,19 +33,15 @@ def _crossing_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
-def _boundary_crossings(a: Arguments) -> Check:
-    out = native("boundary_crossings", a)
-
-    def check(rng: Random) -> None:
-        positive = not elsewhere(a) and all_ordinary(a["distance"], a["scale"]) and bool((a["scale"] > 1e-3).all())
-        if positive and not median_may_jump(a["scale"], ESTIMATORS[a["estimator"]]):
-            wanted = reference.boundary_crossings(
-                a["distance"], a["scale"], estimator=ESTIMATORS[a["estimator"]], vote_window=a["window"],
-                min_slope=a["min_slope"], mask=a["mask"],
-            )  # fmt: skip
-            assert_crossings(reference.Crossings(*out), wanted)
-
-    return check
+@answer(lambda a: native("boundary_crossings", a))
+def _boundary_crossings(a: Arguments, out: Any, rng: Random) -> None:
+    positive = not elsewhere(a) and all_ordinary(a["distance"], a["scale"]) and bool((a["scale"] > 1e-3).all())
+    if positive and not median_may_jump(a["scale"], ESTIMATORS[a["estimator"]]):
+        wanted = reference.boundary_crossings(
+            a["distance"], a["scale"], estimator=ESTIMATORS[a["estimator"]], vote_window=a["window"],
+            min_slope=a["min_slope"], mask=a["mask"],
+        )  # fmt: skip
+        assert_crossings(reference.Crossings(*out), wanted)
 
 
 def _selection_arguments(rng: Random) -> Arguments:
@@ -64,15 +56,11 @@ def _selection_arguments(rng: Random) -> Arguments:
     }
 
 
-def _select_candidates(a: Arguments) -> Check:
-    out = native("select_candidates", a)
-
-    def check(rng: Random) -> None:
-        if not elsewhere(a) and a["topk"] > 0 and not a["scores"].isnan().any():
-            wanted = reference.select_candidates(a["scores"], a["level"], min_score=a["min_score"], topk=a["topk"])
-            assert_same(out, wanted, "candidates")
-
-    return check
+@answer(lambda a: native("select_candidates", a))
+def _select_candidates(a: Arguments, out: Any, rng: Random) -> None:
+    if a["topk"] > 0 and not a["scores"].isnan().any():
+        wanted = reference.select_candidates(a["scores"], a["level"], min_score=a["min_score"], topk=a["topk"])
+        assert_same(out, wanted, "candidates")
 
 
 def _rule(rng: Random) -> Arguments:
@@ -117,27 +105,21 @@ def _comparable(a: Arguments) -> bool:
     return bool(torch.ops.tzn_native.plain_candidates(a["segments"].reshape(-1, 2), a["scores"].flatten()))
 
 
-def _suppress_recordings(a: Arguments) -> Check:
-    index, score, num_kept = native("suppress_recordings", a)
-
-    def check(rng: Random) -> None:
-        if elsewhere(a):
-            return
-        sizes = [len(a["scores"])] if a["counts"] is None else a["counts"].tolist()
-        assert len(num_kept) == len(sizes) and int(num_kept.sum()) == len(index) == len(score)
-        assert len(index.unique()) == len(index)
-        parts = zip(index.split(num_kept.tolist()), score.split(num_kept.tolist()), strict=True)
-        for size, end, (own, picked) in zip(
-            sizes, torch.tensor([0, *sizes]).cumsum(0)[1:].tolist(), parts, strict=True
-        ):
-            assert ((own >= end - size) & (own < end)).all()
-            if _comparable(a):
-                assert (picked[1:] <= picked[:-1]).all()
-                wanted = _one_group(a, torch.arange(end - size, end), a["labels"], a["total"])
-                assert_same(own, wanted[0], "picks")
-                assert_scores(picked, wanted[1])
-
-    return check
+@answer(lambda a: native("suppress_recordings", a))
+def _suppress_recordings(a: Arguments, out: Any, rng: Random) -> None:
+    index, score, kept, num_kept = out
+    sizes = [len(a["scores"])] if a["counts"] is None else a["counts"].tolist()
+    assert len(num_kept) == len(sizes) and int(num_kept.sum()) == len(index) == len(score)
+    assert len(index.unique()) == len(index)
+    assert_same(kept, a["segments"][index], "segments")
+    parts = zip(index.split(num_kept.tolist()), score.split(num_kept.tolist()), strict=True)
+    for size, end, (own, picked) in zip(sizes, torch.tensor([0, *sizes]).cumsum(0)[1:].tolist(), parts, strict=True):
+        assert ((own >= end - size) & (own < end)).all()
+        if _comparable(a):
+            assert (picked[1:] <= picked[:-1]).all()
+            wanted = _one_group(a, torch.arange(end - size, end), a["labels"], a["total"])
+            assert_same(own, wanted[0], "picks")
+            assert_scores(picked, wanted[1])
 
 
 def _group_arguments(rng: Random) -> Arguments:
@@ -155,42 +137,34 @@ def _group_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
-def _suppress_groups(a: Arguments) -> Check:
-    index, score, made = native("suppress_groups", a)
-
-    def check(rng: Random) -> None:
-        if elsewhere(a):
-            return
-        number = a["scores"].shape[1]
-        place = torch.arange(a["capacity"]).expand(index.shape)
-        assert torch.equal(index >= 0, place < made[..., None]) and (index < number).all()
-        assert ((score == -torch.inf) == (index < 0)).all() and (made <= a["capacity"]).all()
-        if not _comparable(a) or not a["capacity"]:
-            return
-        used = torch.full((len(index),), number) if a["counts"] is None else a["counts"]
-        labels = torch.zeros(a["scores"].shape) if a["labels"] is None else a["labels"]
-        for r in range(index.shape[0]):
-            one = {**a, "segments": a["segments"][r], "scores": a["scores"][r]}
-            for g in range(min(index.shape[1], 8)):
-                chosen = (labels[r] == g) & (torch.arange(number) < used[r])
-                wanted = _one_group(one, chosen.nonzero().squeeze(1), None, a["capacity"])
-                assert_same((index[r, g, : made[r, g]].long(), score[r, g, : made[r, g]]), wanted, "picks")
-
-    return check
+@answer(lambda a: native("suppress_groups", a))
+def _suppress_groups(a: Arguments, out: Any, rng: Random) -> None:
+    index, score, made = out
+    number = a["scores"].shape[1]
+    place = torch.arange(a["capacity"]).expand(index.shape)
+    assert torch.equal(index >= 0, place < made[..., None]) and (index < number).all()
+    assert ((score == -torch.inf) == (index < 0)).all() and (made <= a["capacity"]).all()
+    if not _comparable(a) or not a["capacity"]:
+        return
+    used = torch.full((len(index),), number) if a["counts"] is None else a["counts"]
+    labels = torch.zeros(a["scores"].shape) if a["labels"] is None else a["labels"]
+    for r in range(index.shape[0]):
+        one = {**a, "segments": a["segments"][r], "scores": a["scores"][r]}
+        for g in range(min(index.shape[1], 8)):
+            chosen = (labels[r] == g) & (torch.arange(number) < used[r])
+            wanted = _one_group(one, chosen.nonzero().squeeze(1), None, a["capacity"])
+            assert_same((index[r, g, : made[r, g]].long(), score[r, g, : made[r, g]]), wanted, "picks")
 
 
-def _plain_candidates(a: Arguments) -> Check:
-    plain = native("plain_candidates", a)
-
-    def check(rng: Random) -> None:
-        served = a["scores"].dtype in (torch.float32, torch.float64)
-        finite = served and bool(
-            a["segments"].isfinite().all() and a["scores"].isfinite().all() and (a["scores"] >= 0).all()
-        )
-        assert finite or not plain
-        assert plain or not (finite and all_ordinary(a["segments"]))
-
-    return check
+@answer(lambda a: native("plain_candidates", a))
+def _plain_candidates(a: Arguments, out: Any, rng: Random) -> None:
+    plain = out
+    served = a["scores"].dtype in (torch.float32, torch.float64)
+    finite = served and bool(
+        a["segments"].isfinite().all() and a["scores"].isfinite().all() and (a["scores"] >= 0).all()
+    )
+    assert finite or not plain
+    assert plain or not (finite and all_ordinary(a["segments"]))
 
 
 def _vote_arguments(rng: Random) -> Arguments:
@@ -209,27 +183,23 @@ def _vote_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
-def _vote_segments(a: Arguments) -> Check:
-    out = native("vote_segments", a)
-
-    def check(rng: Random) -> None:
-        if elsewhere(a) or not (a["scores"] > 0.01).all() or not all_ordinary(a["kept"], a["segments"], a["scores"]):
-            return
-        if not all((x[:, 1] >= x[:, 0]).all() for x in (a["segments"], a["kept"])):
-            return
-        sizes = [len(a["scores"])] if a["counts"] is None else a["counts"].tolist()
-        split = [None if a[n] is None else a[n].split(sizes) for n in ("segments", "scores", "group")]
-        own = [None if a[n] is None else a[n].split(a["kept_counts"].tolist()) for n in ("kept", "kept_group")]
-        found = out.split(a["kept_counts"].tolist())
-        for r in range(len(sizes)):
-            kept, kept_group, segments, scores, group = (None if x is None else x[r] for x in (*own, *split))
-            if len(scores):
-                wanted = vote_segments(
-                    kept, segments, scores, a["threshold"], kept_group, group, weight=VOTE_WEIGHTS[a["weight"]]
-                )
-                assert_near(found[r], wanted, "votes", size=1000)
-
-    return check
+@answer(lambda a: native("vote_segments", a))
+def _vote_segments(a: Arguments, out: Any, rng: Random) -> None:
+    if not (a["scores"] > 0.01).all() or not all_ordinary(a["kept"], a["segments"], a["scores"]):
+        return
+    if not all((x[:, 1] >= x[:, 0]).all() for x in (a["segments"], a["kept"])):
+        return
+    sizes = [len(a["scores"])] if a["counts"] is None else a["counts"].tolist()
+    split = [None if a[n] is None else a[n].split(sizes) for n in ("segments", "scores", "group")]
+    own = [None if a[n] is None else a[n].split(a["kept_counts"].tolist()) for n in ("kept", "kept_group")]
+    found = out.split(a["kept_counts"].tolist())
+    for r in range(len(sizes)):
+        kept, kept_group, segments, scores, group = (None if x is None else x[r] for x in (*own, *split))
+        if len(scores):
+            wanted = vote_segments(
+                kept, segments, scores, a["threshold"], kept_group, group, weight=VOTE_WEIGHTS[a["weight"]]
+            )
+            assert_near(found[r], wanted, "votes", size=1000)
 
 
 def _decode_arguments(rng: Random) -> Arguments:
@@ -252,28 +222,25 @@ def _decode_arguments(rng: Random) -> Arguments:
     }  # fmt: skip
 
 
-def _decode_segments(a: Arguments) -> Check:
-    segments, std = native("decode_segments", a)
-
-    def check(rng: Random) -> None:
-        tables = a["starts"], a["ends"]
-        floats = [a[n] for n in ("position", "offset", "offset_std")] + [t[1] for t in tables if len(t)]
-        if elsewhere(a) or not all_ordinary(*floats, a["snap_sigmas"]) or not all((x >= 0).all() for x in floats[2:]):
-            return
-        if not all(_ascending(*t) for t in tables if len(t)):
-            return
-        if any(len(t) == 0 for t in tables) and not all(len(t) == 0 for t in tables):
-            return  # the definition wants both or none
-        for r in range(len(segments)):
-            alone = [None if not len(t) else reference.Crossings(t[0][r : r + 1], t[1][r : r + 1], t[1], t[2][r : r + 1])
-                     for t in tables]  # fmt: skip
-            wanted = reference.decode_segments(
-                *(a[n][r] for n in ("position", "offset", "offset_std")), *alone, snap_sigmas=a["snap_sigmas"]
-            )
-            assert_near(segments[r], wanted.segments, "segments", size=100)
-            assert_near(std[r], wanted.std, "std", size=100)
-
-    return check
+@answer(lambda a: native("decode_segments", a))
+def _decode_segments(a: Arguments, out: Any, rng: Random) -> None:
+    segments, std = out
+    tables = a["starts"], a["ends"]
+    floats = [a[n] for n in ("position", "offset", "offset_std")] + [t[1] for t in tables if len(t)]
+    if elsewhere(a) or not all_ordinary(*floats, a["snap_sigmas"]) or not all((x >= 0).all() for x in floats[2:]):
+        return
+    if not all(_ascending(*t) for t in tables if len(t)):
+        return
+    if any(len(t) == 0 for t in tables) and not all(len(t) == 0 for t in tables):
+        return  # the definition wants both or none
+    for r in range(len(segments)):
+        alone = [None if not len(t) else reference.Crossings(t[0][r : r + 1], t[1][r : r + 1], t[1], t[2][r : r + 1])
+                 for t in tables]  # fmt: skip
+        wanted = reference.decode_segments(
+            *(a[n][r] for n in ("position", "offset", "offset_std")), *alone, snap_sigmas=a["snap_sigmas"]
+        )
+        assert_near(segments[r], wanted.segments, "segments", size=100)
+        assert_near(std[r], wanted.std, "std", size=100)
 
 
 def _ascending(position: Tensor, std: Tensor, count: Tensor) -> bool:
@@ -282,13 +249,10 @@ def _ascending(position: Tensor, std: Tensor, count: Tensor) -> bool:
     return rising and bool((count >= 0).all()) and bool((count <= position.shape[1]).all())
 
 
-def _layout(a: Arguments) -> Check:
-    number = native("layout", {})
-
-    def check(rng: Random) -> None:
-        assert number == LAYOUT
-
-    return check
+@answer(lambda a: native("layout", {}))
+def _layout(a: Arguments, out: Any, rng: Random) -> None:
+    number = out
+    assert number == LAYOUT
 
 
 RAW: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {

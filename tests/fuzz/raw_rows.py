@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compare import all_ordinary, assert_near, double, elsewhere
+from compare import all_ordinary, answer, assert_near, double, elsewhere
 from inputs import Random
 from raw_attention import Arguments, Check, native
 from torch import Tensor
@@ -96,28 +97,21 @@ def _gather_layer_norm(a: Arguments) -> Check:
     return lambda rng: _check_norm(a, _picked(double(a["x"]), a["index"]), out) if _comparable(a) else None
 
 
-def _gated_add_layer_norm(a: Arguments) -> Check:
-    y, out, _ = native("gated_add_layer_norm", a)
-
-    def check(rng: Random) -> None:
-        if _comparable(a):
-            wanted = _gated(a, _picked(a["x"], a["index"]))
-            assert_near(y[: len(wanted)], wanted, "y", size=100)
-            _check_norm(a, double(y[: len(wanted)]), out)
-
-    return check
+@answer(lambda a: native("gated_add_layer_norm", a))
+def _gated_add_layer_norm(a: Arguments, out: Any, rng: Random) -> None:
+    y, out, _ = out
+    if _comparable(a):
+        wanted = _gated(a, _picked(a["x"], a["index"]))
+        assert_near(y[: len(wanted)], wanted, "y", size=100)
+        _check_norm(a, double(y[: len(wanted)]), out)
 
 
-def _gated_scatter(a: Arguments) -> Check:
-    out = native("gated_scatter", a)
-
-    def check(rng: Random) -> None:
-        if _comparable(a):
-            changed = _gated(a, a["y"])
-            wanted = changed if a["index"] is None else double(a["x"]).index_copy(0, a["index"], changed)
-            assert_near(out, wanted, "out", size=100)
-
-    return check
+@answer(lambda a: native("gated_scatter", a))
+def _gated_scatter(a: Arguments, out: Any, rng: Random) -> None:
+    if _comparable(a):
+        changed = _gated(a, a["y"])
+        wanted = changed if a["index"] is None else double(a["x"]).index_copy(0, a["index"], changed)
+        assert_near(out, wanted, "out", size=100)
 
 
 def _layer_norm_backward(a: Arguments) -> Check:
@@ -142,17 +136,14 @@ def _layer_norm_backward(a: Arguments) -> Check:
     return check
 
 
-def _gate_backward(a: Arguments) -> Check:
-    dbranch, dgate = native("gate_backward", a)
-
-    def check(rng: Random) -> None:
-        if _comparable(a):
-            grad = _picked(double(a["grad"]), a["index"]) if a["gather"] else double(a["grad"])
-            assert_near(dbranch, grad * _picked(double(a["gate"]), a["index"])[:, None], "dbranch", size=100)
-            terms = grad * double(a["branch"])
-            assert_near(dgate, terms.sum(1), "dgate", size=float(terms.abs().sum() + 1))
-
-    return check
+@answer(lambda a: native("gate_backward", a))
+def _gate_backward(a: Arguments, out: Any, rng: Random) -> None:
+    dbranch, dgate = out
+    if _comparable(a):
+        grad = _picked(double(a["grad"]), a["index"]) if a["gather"] else double(a["grad"])
+        assert_near(dbranch, grad * _picked(double(a["gate"]), a["index"])[:, None], "dbranch", size=100)
+        terms = grad * double(a["branch"])
+        assert_near(dgate, terms.sum(1), "dgate", size=float(terms.abs().sum() + 1))
 
 
 RAW_ROWS: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracle import noisy_fields
 
-from tzn import ops
+from tzn import ops, reference
 
 
 def _crossings(distance, scale, **settings):
@@ -60,10 +61,27 @@ def test_weighted_median_and_mean_by_hand():
     assert mean.std[0, 0] == pytest.approx((2 / 19) ** 0.5)
 
 
-def test_a_balanced_median_is_the_middle():
-    d = torch.tensor([[-0.75, 0.5]], dtype=torch.float64)  # votes 0.75 and 0.5 of equal weight
-    found = _crossings(d, torch.ones_like(d), vote_window=1)
-    assert found.position[0, 0] == pytest.approx(0.625)
+@pytest.mark.parametrize(
+    ("distance", "scale", "window", "wanted"),
+    [
+        ([-0.75, 0.5], [1.0, 1.0], 1, 0.625),  # votes 0.75 and 0.5 of equal weight
+        ([-1.5, -0.5, 0.5, 1.3], [1.0, 1.0, 1.0, 1 / 3], 2, 1.6),  # votes 1.5, 1.5, 1.5, 1.7 of weights 1, 1, 1, 3
+        ([-1.5, -0.5, 0.5, 1.3], [1.0, 1.0, 1.0, 1.0], 2, 1.5),
+    ],
+)
+def test_a_balanced_median_is_the_middle(distance, scale, window, wanted):
+    d, scale = (torch.tensor([x], dtype=torch.float64) for x in (distance, scale))
+    assert _crossings(d, scale, vote_window=window, min_slope=0.0).position[0, 0] == pytest.approx(wanted)
+
+
+def test_order_follows_position_where_votes_change_places():
+    distance, scale = noisy_fields(8, 200, seed=4)
+    settings = {"estimator": "vote_mean", "vote_window": 7, "min_slope": 0.0}
+    plain = reference.boundary_crossings(distance, scale, **(settings | {"estimator": "crossing"}))
+    wanted = reference.boundary_crossings(distance, scale, **settings)
+    assert not torch.equal(plain.slope, wanted.slope)  # some did
+    for a, b in zip(ops.boundary_crossings(distance, scale, **settings), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_votes_for_another_boundary_do_not_count():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tzn import ops
+from tzn import ops, reference
 from tzn.ops import Crossings
 
 
@@ -83,6 +83,53 @@ def test_pairs_of_nothing():
     none = _crossings([], [])
     segments, labels, values = ops.pair_segments(none, _crossings([3.0], [1.0]), torch.rand(10, 2, dtype=torch.float64))
     assert segments.segments.shape == (0, 2) and len(labels) == len(values) == 0
+
+
+def _table(counts, steps, seed):
+    """Crossings of as many recordings as counts, ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    past = torch.arange(14) >= torch.tensor(counts)[:, None]
+    place, std = torch.rand(2, len(counts), 14, generator=generator, dtype=torch.float64)
+    place = (place * steps).masked_fill(past, torch.inf).sort(1).values
+    return ops.Crossings(place, (0.1 + std).masked_fill(past, torch.inf), torch.ones_like(std), torch.tensor(counts))
+
+
+def _row(crossings, r):
+    return ops.Crossings(*(x[r : r + 1] for x in crossings))
+
+
+COUNTS = [(0, 0, 0), (1, 5, 0), (7, 0, 12)]
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_a_batch_is_its_recordings_by_the_definition(counts):
+    starts, ends = _table(counts, 60, 1), _table(counts[::-1], 60, 2)
+    position, *sides = torch.rand(5, 3, 150, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    offset, std = 6 * torch.stack(sides[:2], 2), 6 * torch.stack(sides[2:], 2)
+    for tables in ((starts, ends), (None, None)):
+        found = ops.decode_segments(60 * position, offset, std, *tables)
+        for r in range(3):
+            alone = [None if t is None else _row(t, r) for t in tables]
+            wanted = reference.decode_segments(60 * position[r], offset[r], std[r], *alone)
+            for ours, true in zip(found, wanted, strict=True):
+                torch.testing.assert_close(ours[r], true, rtol=1e-12, atol=1e-12)
+
+
+def _sorted(segments, labels, scores):
+    """Rows in an order of their own: pairs around the same steps have equal scores, in no particular order."""
+    rows = torch.cat([scores[:, None], labels[:, None], *segments], dim=1)
+    return torch.tensor(sorted(rows.tolist()), dtype=torch.float64).reshape(-1, 6)
+
+
+@pytest.mark.parametrize("topk", [1, 40, 2000])
+@pytest.mark.parametrize("counts", [(0, 3), (5, 0), (7, 12)], ids=str)
+def test_pairs_are_those_of_the_definition(counts, topk):
+    starts, ends = _table(counts[:1], 60, 3), _table(counts[1:], 60, 4)
+    scores = torch.rand(60, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found, wanted = (f.pair_segments(starts, ends, scores, max_ends=3, topk=topk) for f in (ops, reference))
+    torch.testing.assert_close(found[2], wanted[2], rtol=1e-12, atol=1e-12)
+    if topk == 2000:
+        torch.testing.assert_close(_sorted(*found), _sorted(*wanted), rtol=1e-12, atol=1e-12)
 
 
 def test_clear_errors():

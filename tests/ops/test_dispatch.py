@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracle import block_weights, candidates
 
 from tzn import ops, reference
 from tzn.ops import BlockWeights
@@ -29,13 +30,9 @@ def _block(x, gate, *weights):
     return ops.variable_depth_block(x, gate, BlockWeights(*weights))
 
 
-def _block_inputs(width=4, hidden=6):
-    shapes = [
-        (width,), (width,), (width, width), (width,), (2 * width, width), (2 * width,), (HEADS, 3), (width, width),
-        (width,), (width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,),
-    ]  # fmt: skip
+def _block_inputs():
     gate = torch.tensor([[0.3, 0.0, 0.7, 1.0, 0.0, 0.0, 0.5]], dtype=torch.float64)
-    return (_random(1, STEPS, width), gate, *(0.5 * _random(*shape) for shape in shapes))
+    return (_random(1, STEPS, WIDTH), gate, *block_weights(WIDTH, HEADS, 3, 6))
 
 
 DIFFERENTIABLE = {
@@ -143,25 +140,20 @@ def test_autocast_of_the_block_keeps_the_residual_stream(training):
         assert all(w.grad is not None and w.grad.dtype == torch.float32 for w in weights)
 
 
-def _candidates():
-    start = torch.arange(8.0) * 3
-    segments = torch.stack([start, start + 5], 1)
-    return segments, torch.linspace(0.9, 0.2, 8), torch.arange(8) % 2
-
-
+CANDIDATES = candidates(8, 2)
 OTHERS = {
     "active_tokens": lambda: ops.active_tokens(torch.tensor([[0.0, 0.5, 0.0, 0.0, 1.0]]), 3),
     "boundary_crossings": lambda: ops.boundary_crossings(
         ops.signed_distance(torch.tensor([[4.3]]), 10, 4.0), torch.full((1, 10), 0.3)
     ),
     "select_candidates": lambda: ops.select_candidates(
-        _candidates()[1].view(4, 2), torch.tensor([0, 0, 1, 1]), min_score=0.3, topk=2
+        CANDIDATES[1].view(4, 2), torch.tensor([0, 0, 1, 1]), min_score=0.3, topk=2
     ),
     "decode_segments": lambda: ops.decode_segments(
         torch.tensor([4.0, 9.0]), torch.tensor([[2.0, 3.0], [1.0, 1.5]]), torch.full((2, 2), 0.5)
     ),
-    "voting": lambda: ops.batched_nms(*_candidates(), 0.3, 0.01, 5, multiclass=False, voting_thresh=0.2),
-    "segment_iou": lambda: ops.segment_iou(_candidates()[0], _candidates()[0]),
+    "voting": lambda: ops.batched_nms(*CANDIDATES, 0.3, 0.01, 5, multiclass=False, voting_thresh=0.2),
+    "segment_iou": lambda: ops.segment_iou(CANDIDATES[0], CANDIDATES[0]),
     "depth_gates": lambda: ops.depth_gates(torch.tensor([0.2, 0.9]), 3),
 }
 
@@ -178,7 +170,7 @@ def test_autocast_does_not_touch_what_are_no_matrix_products(name):
 
 def test_decoding_has_gradients_through_its_definition():
     """Kernels of decoding have none; asking for them runs the definition."""
-    segments, scores, labels = _candidates()
+    segments, scores, labels = candidates(8, 2)
     scores.requires_grad_()
     kept = ops.batched_nms(segments, scores, labels, 0.3, 0.01, 5)[1]
     wanted = torch.autograd.grad(reference.batched_nms(segments, scores, labels, 0.3, 0.01, 5)[1].sum(), scores)[0]

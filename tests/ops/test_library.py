@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracle import candidates
 
 from tzn import ops
 
@@ -11,13 +12,6 @@ from tzn import ops
 def _distance(steps=40):
     boundaries = torch.tensor([[7.3, 20.0, 31.7], [5.0, 12.5, float("inf")]])
     return ops.signed_distance(boundaries, steps, 6.0), torch.full((2, steps), 0.3)
-
-
-def _candidates(count=30):
-    generator = torch.Generator().manual_seed(0)
-    start = 50 * torch.rand(count, generator=generator)
-    segments = torch.stack([start, start + 1 + 8 * torch.rand(count, generator=generator)], 1)
-    return segments, torch.rand(count, generator=generator), torch.randint(3, (count,), generator=generator)
 
 
 def _crossings(row: int) -> ops.Crossings:
@@ -38,7 +32,7 @@ def _offsets():
     return torch.tensor([14.0, 25.0]), torch.tensor([[6.0, 5.0], [4.5, 6.0]]), torch.ones(2, 2)
 
 
-SEGMENTS, SCORES, LABELS = _candidates()
+SEGMENTS, SCORES, LABELS = candidates(30, 3)
 DISTANCE, SCALE = _distance()
 GATE = (torch.arange(24).reshape(2, 12) % 5 == 0).float()
 LEVEL = torch.arange(30) // 10

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracle import assert_as_good_as_eager, noisy_fields
 
 from tzn import ops, reference
-
-
-def _messy(fields, steps, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    boundaries = (torch.rand(fields, max(steps // 6, 1), generator=generator)).sort(dim=1).values * steps
-    noise = 0.8 * torch.randn(fields, steps, generator=generator)
-    distance = reference.signed_distance(boundaries, steps, 16.0) + noise
-    return distance.to(dtype), (0.2 + torch.rand(fields, steps, generator=generator)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -21,13 +14,19 @@ def _messy(fields, steps, dtype, seed=0):
 @pytest.mark.parametrize(("fields", "steps"), [(1, 1), (1, 2), (2, 33), (3, 97), (2, 500), (0, 9), (1, 0)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_noisy_fields(dtype, estimator, fields, steps, masked):
-    distance, scale = _messy(fields, steps, dtype)
+    distance, scale = noisy_fields(fields, steps, dtype)
     mask = torch.rand(fields, steps, generator=torch.Generator().manual_seed(1)) < 0.9 if masked else None
     given = ops.boundary_crossings(distance, scale, estimator=estimator, mask=mask, min_slope=0.1)
     wanted = reference.boundary_crossings(distance, scale, estimator=estimator, mask=mask, min_slope=0.1)
     assert torch.equal(given.count, wanted.count)
     if steps > 100:
         assert given.count.min() > 20
+    if dtype == torch.float32 and steps > 100:
+        exact = reference.boundary_crossings(
+            distance.double(), scale.double(), estimator=estimator, mask=mask, min_slope=0.1
+        )
+        for ours, theirs, true in zip(given[:3], wanted[:3], exact[:3], strict=True):
+            assert_as_good_as_eager(*(x.nan_to_num(posinf=0.0) for x in (ours, theirs, true)))
     tolerance = 2e-6 if dtype == torch.float32 else 1e-13
     for a, b in zip(given[:3], wanted[:3], strict=True):
         assert a.dtype == dtype
@@ -46,10 +45,22 @@ def test_selection_with_ties(topk, sizes, tied):
     wanted = reference.select_candidates(scores, level, min_score=0.2, topk=topk)
     for a, b in zip(given, wanted, strict=True):
         assert torch.equal(a, b)
+    places = min(topk, scores.numel())
+    padded = ops.select_candidates_padded(
+        torch.stack([scores, 0 * scores]), level, len(sizes), min_score=0.2, topk=topk
+    )
+    assert padded.score.shape == (2, len(sizes) * places)
+    there = padded.label[0] >= 0
+    for a, b in zip(padded, wanted, strict=True):
+        assert torch.equal(a[0][there], b)
+    assert (there.nonzero().squeeze(1) // places).tolist() == level[
+        wanted.point
+    ].tolist()  # each level has its own places
+    assert not padded.point[0][~there].any() and (padded.label[1] == -1).all() and (padded.score[1] == -torch.inf).all()
 
 
 def test_gradients_still_flow_through_crossings():
-    distance, scale = _messy(2, 60, torch.float64)
+    distance, scale = noisy_fields(2, 60)
     distance.requires_grad_()
     found = ops.boundary_crossings(distance, scale, estimator="vote_mean")
     (gradient,) = torch.autograd.grad(found.position[found.position.isfinite()].sum(), distance)

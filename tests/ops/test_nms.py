@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from oracle import candidates
 
 from tzn import ops, reference
 from tzn.reference.nms import soft_nms_loop, vote_segments
+
+pytestmark = pytest.mark.not_interpreted("there is no Triton kernel for it")
 
 
 def _batched(case: dict, segments, scores, labels):
@@ -25,7 +28,6 @@ def _batched(case: dict, segments, scores, labels):
     return kept[cut], score[cut], labels[index][cut]
 
 
-@pytest.mark.not_interpreted("there is no Triton kernel for it")
 def _same(out, expected, voted: bool) -> None:
     """Equal values in order of score; candidates of equal score in any order."""
     segments, scores, labels = (np.asarray(x) for x in out)
@@ -55,10 +57,6 @@ def test_goldens_of_batched_nms(goldens: Path):
         _same(public, expected, voted=not case["multiclass"])
 
 
-@pytest.mark.not_interpreted("there is no Triton kernel for it")
-@pytest.mark.not_interpreted("there is no Triton kernel for it")
-@pytest.mark.not_interpreted("there is no Triton kernel for it")
-@pytest.mark.not_interpreted("there is no Triton kernel for it")
 def _full_cases(goldens: Path, op: str, ties: bool = False):
     arrays = np.load(goldens / "full" / "nms.npz")
     content = json.loads((goldens / "full" / "nms_cases.json").read_text())
@@ -68,31 +66,21 @@ def _full_cases(goldens: Path, op: str, ties: bool = False):
             yield case, {k[len(prefix) :]: arrays[k] for k in arrays.files if k.startswith(prefix)}
 
 
-def test_goldens_of_raw_soft_nms(goldens: Path):
+@pytest.mark.parametrize(("op", "least"), [("raw_softnms", 26), ("raw_nms", 6)])
+def test_goldens_of_one_class(goldens: Path, op, least):
     seen = 0
-    for case, a in _full_cases(goldens, "raw_softnms"):
-        p = case["params"]
+    for case, a in _full_cases(goldens, op):
+        p = {"sigma": 1.0, "min_score": 0.0} | case["params"]
+        method = ("zero", "linear", "gaussian")[p["method"]] if op == "raw_softnms" else "hard"
         index, score, _, _ = torch.ops.tzn.nms(
-            torch.from_numpy(a["in_segs"]), torch.from_numpy(a["in_scores"]), None, None,
-            ("zero", "linear", "gaussian")[p["method"]], False, p["iou_threshold"], p["sigma"], p["min_score"], 0, 0.0,
-            "score_iou", False,
+            torch.from_numpy(a["in_segs"]), torch.from_numpy(a["in_scores"]), None, None, method, False,
+            p["iou_threshold"], p["sigma"], p["min_score"], 0, 0.0, "score_iou", False,
         )  # fmt: skip
         np.testing.assert_array_equal(index, a["out_inds"], err_msg=case["name"])
-        np.testing.assert_allclose(score, a["out_scores"], atol=1e-6, err_msg=case["name"])
+        if op == "raw_softnms":
+            np.testing.assert_allclose(score, a["out_scores"], atol=1e-6, err_msg=case["name"])
         seen += 1
-    assert seen >= 26
-
-
-def test_goldens_of_raw_hard_nms(goldens: Path):
-    seen = 0
-    for case, a in _full_cases(goldens, "raw_nms"):
-        index = torch.ops.tzn.nms(
-            torch.from_numpy(a["in_segs"]), torch.from_numpy(a["in_scores"]), None, None, "hard", False,
-            case["params"]["iou_threshold"], 1.0, 0.0, 0, 0.0, "score_iou", False,
-        )[0]  # fmt: skip
-        np.testing.assert_array_equal(index, a["out_inds"], err_msg=case["name"])
-        seen += 1
-    assert seen >= 6
+    assert seen >= least
 
 
 def test_goldens_of_batched_nms_with_edge_cases(goldens: Path):
@@ -121,7 +109,6 @@ def test_golden_with_tied_scores(goldens: Path):
     pytest.fail("the golden case is gone")
 
 
-@pytest.mark.not_interpreted("there is no Triton kernel for it")
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), min_size=0, max_size=14),
@@ -146,18 +133,9 @@ def test_soft_nms_equals_a_plain_loop(starts_and_lengths, method, seed):
     np.testing.assert_allclose(score, [s for _, s in expected], rtol=1e-12)
 
 
-def _random(count, classes, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    start = 100 * torch.rand(count, generator=generator)
-    segments = torch.stack([start, start + 1 + 10 * torch.rand(count, generator=generator)], 1)
-    labels = torch.randint(classes, (count,), generator=generator)
-    return segments.to(dtype), torch.rand(count, generator=generator).to(dtype), labels
-
-
-@pytest.mark.not_interpreted("there is no Triton kernel for it")
 @pytest.mark.parametrize("soft", [True, False])
 def test_classes_side_by_side_equal_classes_one_by_one(soft):
-    segments, scores, labels = _random(300, 7)
+    segments, scores, labels = candidates(300, 7)
     out = ops.batched_nms(segments, scores, labels, 0.3, 0.001, 60, use_soft_nms=soft)
     parts = []
     for c in range(7):
@@ -171,8 +149,19 @@ def test_classes_side_by_side_equal_classes_one_by_one(soft):
     assert torch.equal(out[2], torch.cat([p[2] for p in parts])[order])
 
 
+@pytest.mark.parametrize("method", ["gaussian", "linear"])
+def test_a_score_at_the_limit_stays(method):
+    segments, scores, _ = candidates(3, seed=1)
+    segments[:] = torch.tensor([0.0, 10.0])
+    segments[:, 1] += torch.arange(3)
+    low = ops.soft_nms(segments, scores, min_score=0.0, method=method)[1][-1]
+    assert 0 < low < scores.min()
+    for limit, kept in ((float(low), 3), (float(low) * (1 + 1e-5), 2)):
+        assert len(ops.soft_nms(segments, scores, min_score=limit, method=method)[0]) == kept
+
+
 def test_early_stop_changes_nothing():
-    segments, scores, labels = _random(500, 3, seed=4)
+    segments, scores, labels = candidates(500, 3, seed=4)
     few = ops.batched_nms(segments, scores, labels, 0.1, 0.001, 20)
     many = ops.batched_nms(segments, scores, labels, 0.1, 0.001, 10_000)
     for a, b in zip(few, many, strict=True):
@@ -197,7 +186,7 @@ def test_voting_is_the_weighted_mean_of_overlapping_candidates():
 @pytest.mark.parametrize("per_class", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_votes_are_weighted_as_asked(weight, per_class, dtype):
-    segments, scores, labels = _random(120, 3, seed=6, dtype=dtype)
+    segments, scores, labels = candidates(120, 3, seed=6, dtype=dtype)
     settings_ = {"multiclass": per_class, "per_class_voting": per_class}
     kept, _, _, index = ops.batched_nms(
         segments, scores, labels, 0.1, 0.001, 15, voting_thresh=0.4, vote_weight=weight, return_index=True, **settings_
@@ -208,7 +197,9 @@ def test_votes_are_weighted_as_asked(weight, per_class, dtype):
 
 
 def test_padded_picks_are_those_of_one_recording_at_a_time():
-    segments, scores, labels = (torch.stack(x) for x in zip(*(_random(60, 3, seed=s) for s in range(2)), strict=True))
+    segments, scores, labels = (
+        torch.stack(x) for x in zip(*(candidates(60, 3, seed=s) for s in range(2)), strict=True)
+    )
     scores[1, 40:] = -torch.inf  # shorter
     for multiclass, method in ((True, "gaussian"), (False, "linear"), (True, "hard"), (True, "none")):
         picks = ops.nms_padded(
@@ -234,14 +225,14 @@ def test_padded_picks_are_those_of_one_recording_at_a_time():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_hardly_any_candidates(count):
-    segments, scores, labels = _random(count, 2)
+    segments, scores, labels = candidates(count, 2)
     for soft in (True, False):
         out = ops.batched_nms(segments, scores, labels, 0.1, 0.001, 10, use_soft_nms=soft)
         assert [len(x) for x in out] == [count] * 3
 
 
 def test_non_contiguous_input_is_left_alone():
-    segments, scores, labels = _random(50, 3)
+    segments, scores, labels = candidates(50, 3)
     wide = torch.stack([segments, segments], 2).transpose(1, 2)[:, 0]
     before = wide.clone(), scores.clone()
     out = ops.batched_nms(wide, scores, labels, 0.1, 0.001, 50)
@@ -280,18 +271,9 @@ def _diou(a: Sequence[float], b: Sequence[float]) -> float:
     return overlap / union - (((a[0] + a[1]) - (b[0] + b[1])) / 2 / hull) ** 2
 
 
-def _crowd(count: int, seed: int = 0, dtype: torch.dtype = torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    start = 60 * torch.rand(count, generator=generator, dtype=torch.float64)
-    length = 1 + 20 * torch.rand(count, generator=generator, dtype=torch.float64)
-    scores = torch.rand(count, generator=generator, dtype=torch.float64)
-    labels = torch.randint(4, (count,), generator=generator)
-    return torch.stack([start, start + length], 1).to(dtype), scores.to(dtype), labels
-
-
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.9])
-def test_diou_suppression_is_that_of_a_loop_over_pairs(backend, threshold):
-    segments, scores, _ = _crowd(80)
+def test_diou_suppression_is_that_of_a_loop_over_pairs(threshold):
+    segments, scores, _ = candidates(80, dtype=torch.float64)
     wanted: list[int] = []
     for i in scores.argsort(descending=True).tolist():
         if all(_diou(segments[i].tolist(), segments[j].tolist()) < threshold for j in wanted):
@@ -300,7 +282,7 @@ def test_diou_suppression_is_that_of_a_loop_over_pairs(backend, threshold):
     assert 1 <= len(wanted) <= 80
 
 
-def test_diou_keeps_neighbours_that_iou_drops(backend):
+def test_diou_keeps_neighbours_that_iou_drops():
     segments = torch.tensor(
         [[0.0, 10.0], [4.0, 14.0], [1.0, 9.0]]
     )  # IoU 0.43 and centre 4 of 14 away; IoU 0.8, same centre
@@ -310,9 +292,9 @@ def test_diou_keeps_neighbours_that_iou_drops(backend):
 
 
 @pytest.mark.parametrize("multiclass", [True, False])
-def test_batched_diou_equals_the_definition(backend, multiclass):
+def test_batched_diou_equals_the_definition(multiclass):
     for dtype in (torch.float32, torch.float64):
-        given_lists = _crowd(300, 1, dtype)
+        given_lists = candidates(300, seed=1, dtype=dtype)
         out = ops.batched_nms(*given_lists, 0.3, 0.05, 40, False, multiclass, voting_thresh=0.0, overlap="diou")
         wanted = reference.batched_nms(
             *given_lists, 0.3, 0.05, 40, method="diou", multiclass=multiclass, voting_thresh=0.0
@@ -321,18 +303,18 @@ def test_batched_diou_equals_the_definition(backend, multiclass):
             assert torch.equal(found, right)
 
 
-def test_diou_needs_hard_suppression(backend):
+def test_diou_needs_hard_suppression():
     with pytest.raises(ValueError, match="overlap.*diou.*use_soft_nms"):
-        ops.batched_nms(*_crowd(5), 0.3, 0.05, 40, overlap="diou")
+        ops.batched_nms(*candidates(5), 0.3, 0.05, 40, overlap="diou")
     with pytest.raises(ValueError, match="overlap.*giou.*iou, diou"):
-        ops.nms(*_crowd(5)[:2], 0.3, overlap="giou")
+        ops.nms(*candidates(5)[:2], 0.3, overlap="giou")
 
 
 @pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize(("multiclass", "per_class"), [(True, False), (True, True), (False, False), (False, True)])
-def test_many_recordings_in_one_call_equal_one_at_a_time(backend, soft, multiclass, per_class):
+def test_many_recordings_in_one_call_equal_one_at_a_time(soft, multiclass, per_class):
     counts = torch.tensor([70, 0, 1, 130, 0])
-    lists = _crowd(int(counts.sum()), 2, torch.float32)
+    lists = candidates(int(counts.sum()), seed=2)
     settings = {"use_soft_nms": soft, "multiclass": multiclass, "per_class_voting": per_class}
     *found, made = ops.batched_nms_many(*lists, counts, 0.3, 0.05, 20, **settings)
     parts = zip(*(x.split(counts.tolist()) for x in lists), strict=True)
@@ -342,8 +324,8 @@ def test_many_recordings_in_one_call_equal_one_at_a_time(backend, soft, multicla
         assert torch.equal(one, torch.cat([w[i] for w in wanted]))
 
 
-def test_no_recordings_and_wrong_counts(backend):
-    segments, scores, labels = _crowd(6)
+def test_no_recordings_and_wrong_counts():
+    segments, scores, labels = candidates(6)
     none = ops.batched_nms_many(segments[:0], scores[:0], labels[:0], torch.zeros(0, dtype=torch.long), 0.3, 0.05, 20)
     assert [x.shape[0] for x in none] == [0, 0, 0, 0]
     for counts in ([3, 2], [7, -1]):

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from oracle import assert_as_good_as_eager, gradients
+from oracle import assert_as_good_as_eager, block_weights, gradients, noisy_fields
 from torch import Tensor
 
 from tzn import ops, reference
@@ -71,13 +71,10 @@ def test_attention_and_its_gradients(backend, batch, heads, steps, width, radius
 )  # fmt: skip
 def test_block_and_its_gradients(compiled, batch, steps, heads, per_head, radius, gated, active, valid, seed):
     generator, width = _generator(seed), heads * per_head
-    r = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    weights = [
-        r(width), r(width), r(width, width), r(width), r(2 * width, width), r(2 * width), r(heads, 2 * radius + 1),
-        r(width, width), r(width), r(width), r(width), r(5, width), r(5), r(width, 5), r(width),
-    ]  # fmt: skip
-    gate = r(batch, steps).abs() * (torch.rand(batch, steps, generator=generator) < active)
-    mask, inputs = _mask(valid, (batch, steps), generator), [r(batch, steps, width), *weights]
+    weights = block_weights(width, heads, 2 * radius + 1, 5, seed=seed % 2**31)
+    x = torch.randn(batch, steps, width, generator=generator, dtype=torch.float64)
+    gate = x.sum(2).abs() * (torch.rand(batch, steps, generator=generator) < active)
+    mask, inputs = _mask(valid, (batch, steps), generator), [x, *weights]
 
     def run(function):
         def block(x, *rest):
@@ -103,13 +100,6 @@ def test_active_tokens(compiled, batch, steps, radius, active, valid, seed):
     assert torch.equal(found.active, wanted.active) and torch.equal(found.halo, wanted.halo)
 
 
-def _fields(fields: int, steps: int, dtype: torch.dtype, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    boundaries = steps * torch.rand(fields, steps // 8 + 1, generator=generator)
-    noise = 0.8 * torch.randn(fields, steps, generator=generator)
-    distance = reference.signed_distance(boundaries, steps, 16.0) + noise
-    return distance.to(dtype), (0.2 + torch.rand(fields, steps, generator=generator)).to(dtype)
-
-
 @SETTINGS
 @given(
     st.integers(0, 3), st.integers(0, 90), PLAIN, st.sampled_from(["vote_median", "vote_mean", "crossing"]),
@@ -117,7 +107,7 @@ def _fields(fields: int, steps: int, dtype: torch.dtype, generator: torch.Genera
 )  # fmt: skip
 def test_crossings(compiled, fields, steps, dtype, estimator, window, min_slope, valid, seed):
     generator = _generator(seed)
-    distance, scale = _fields(fields, steps, dtype, generator)
+    distance, scale = noisy_fields(fields, steps, dtype, seed)
     mask = _mask(valid, (fields, steps), generator)
     found, wanted = (
         f.boundary_crossings(
@@ -139,7 +129,7 @@ def test_decoding(compiled, count, steps, dtype, with_crossings, sigmas, seed):
     offset, std = (8 * torch.rand(count, 2, generator=generator, dtype=dtype) for _ in range(2))
     tables = [None, None]
     if with_crossings:
-        tables = [reference.boundary_crossings(*_fields(1, steps, dtype, generator)) for _ in range(2)]
+        tables = [reference.boundary_crossings(*noisy_fields(1, steps, dtype, seed + i)) for i in range(2)]
     found, wanted = (f.decode_segments(position, offset, std, *tables, snap_sigmas=sigmas) for f in (ops, reference))
     for ours, true in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, true, rtol=1e-6, atol=1e-6)

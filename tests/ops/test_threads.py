@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from oracle import gradients, random_masks
+from oracle import candidates, gradients, noisy_fields, random_masks
 from torch import Tensor
 
 from tzn import ops
@@ -46,21 +46,13 @@ def test_attention(dtype, active):
     _assert_threads_agree(lambda: [attend(q, k, v, bias), *gradients(attend, [q, k, v, bias])])
 
 
-def _candidates(count: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    start = 200 * torch.rand(count, generator=generator)
-    segments = torch.stack([start, start + 1 + 10 * torch.rand(count, generator=generator)], 1)
-    scores = (torch.rand(count, generator=generator) * 200).round() / 200  # ties too
-    return segments, scores, torch.randint(classes, (count,), generator=generator)
-
-
 @pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize(
     ("multiclass", "voting"), [(True, 0.0), (False, 0.0), (False, 0.5), (True, 0.5)],
     ids=["by-class", "all-together", "all-together-voting", "by-class-voting"],
 )  # fmt: skip
 def test_suppression(soft, multiclass, voting):
-    segments, scores, labels = _candidates(3000, 7)
+    segments, scores, labels = candidates(3000, 7, tied=True)
     _assert_threads_agree(
         lambda: ops.batched_nms(
             segments,
@@ -78,17 +70,14 @@ def test_suppression(soft, multiclass, voting):
 
 
 def test_suppression_of_several_recordings():
-    segments, scores, labels = _candidates(3000, 7)
+    segments, scores, labels = candidates(3000, 7, tied=True)
     rows = (segments.view(5, 600, 2), scores.view(5, 600), labels.view(5, 600).int())
     _assert_threads_agree(lambda: torch.ops.tzn_native.suppress_groups(*rows, None, 7, 50, 0, 0.3, 0.5, 0.001, 0.0))
 
 
 @pytest.mark.parametrize("estimator", ["crossing", "vote_mean", "vote_median"])
 def test_crossings(estimator):
-    generator = torch.Generator().manual_seed(0)
-    time = torch.arange(700.0)
-    distance = 4 * torch.sin(time / 5 + torch.arange(9.0)[:, None]) + torch.randn(9, 700, generator=generator)
-    scale = 0.2 + torch.rand(9, 700, generator=generator)
+    distance, scale = noisy_fields(9, 700)
     _assert_threads_agree(lambda: ops.boundary_crossings(distance, scale, estimator=estimator))
 
 

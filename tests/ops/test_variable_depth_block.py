@@ -1,27 +1,20 @@
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
-from oracle import DTYPES, IDS, SHAPES, assert_as_good_as_eager, gradients, random_masks
+from oracle import DTYPES, IDS, SHAPES, assert_as_good_as_eager, block_weights, gradients, random_masks
 from torch.utils.flop_counter import FlopCounterMode
 
-from tzn import ops
+from tzn import ops, reference
 from tzn.ops import BlockWeights
+from tzn.ops._backend import kernels
 from tzn.reference.variable_depth_block import dense_variable_depth_block as _dense
 
-implementation = importlib.import_module("tzn.ops.variable_depth_block")
 WIDTH, HEADS, HIDDEN = 8, 2, 20
 
 
 def _weights(window, dtype=torch.float64, width=WIDTH, hidden=HIDDEN):
-    torch.manual_seed(1)
-    r = lambda *s: 0.5 * torch.randn(*s, dtype=dtype)  # noqa: E731
-    return BlockWeights(
-        1 + r(width), r(width), r(width, width), r(width), r(2 * width, width), r(2 * width), r(HEADS, window),
-        r(width, width), r(width), 1 + r(width), r(width), r(hidden, width), r(hidden), r(width, hidden), r(width),
-    )  # fmt: skip
+    return block_weights(width, HEADS, window, hidden, dtype)
 
 
 def _case(batch, steps, active, lengths, dtype=torch.float64):
@@ -30,14 +23,32 @@ def _case(batch, steps, active, lengths, dtype=torch.float64):
     return torch.randn(batch, steps, WIDTH, dtype=dtype), torch.rand(batch, steps).to(dtype) * query, mask
 
 
+def _results(function, x, gate, weights, mask):
+    """Output and gradients of x, every weight, and the gate if there is one."""
+
+    def run(x, *rest):
+        return function(x, rest[15] if len(rest) > 15 else None, BlockWeights(*rest[:15]), mask=mask)
+
+    leaves = [x, *weights] if gate is None else [x, *weights, gate]
+    return [run(*leaves), *gradients(run, leaves)]
+
+
+def _formula(x, gate, weights, mask):
+    return _dense(x, torch.ones(x.shape[:2], dtype=x.dtype) if gate is None else gate, weights, mask)
+
+
+@pytest.mark.parametrize("gated", [True, False], ids=["gate", "no-gate"])
 @pytest.mark.parametrize(("name", "batch", "steps", "window", "active", "lengths"), SHAPES, ids=IDS)
-def test_equals_the_dense_formula(name, batch, steps, window, active, lengths):
+def test_output_and_gradients_are_those_of_the_dense_formula(name, batch, steps, window, active, lengths, gated):
     x, gate, mask = _case(batch, steps, active, lengths)
-    weights = _weights(window)
-    out = ops.variable_depth_block(x, gate, weights, mask=mask)
-    torch.testing.assert_close(out, _dense(x, gate, weights, mask), rtol=1e-11, atol=1e-11)
-    inactive = ~((gate > 0) & mask)
-    assert torch.equal(out[inactive], x[inactive])  # bit for bit
+    weights, gate = _weights(window), gate if gated else None
+    given, wanted = (_results(f, x, gate, weights, mask) for f in (ops.variable_depth_block, _formula))
+    inactive = ~mask if gate is None else ~((gate > 0) & mask)
+    if gate is not None:
+        wanted[-1][inactive] = 0  # the op cannot see inactive gates; the dense formula can
+    for a, b in zip(given, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+    assert torch.equal(given[0][inactive], x[inactive])  # bit for bit
 
 
 def test_gate_one_is_the_ordinary_block_exactly():
@@ -54,24 +65,18 @@ def test_gate_one_is_the_ordinary_block_exactly():
 def test_error_is_at_most_twice_that_of_eager(dtype, active):
     x, gate, mask = _case(2, 97, active, (97, 60), dtype)
     weights = BlockWeights(*(w.to(dtype) for w in _weights(19)))
-    exact = _dense(x.double(), gate.double(), BlockWeights(*(w.double() for w in weights)), mask)
-    given = ops.variable_depth_block(x, gate, weights, mask=mask)
-    assert_as_good_as_eager(given, _dense(x, gate, weights, mask), exact)
+    exact = _results(
+        reference.variable_depth_block, x.double(), gate.double(), BlockWeights(*(w.double() for w in weights)), mask
+    )
+    eager = _results(reference.variable_depth_block, x, gate, weights, mask)
+    for ours, theirs, true in zip(
+        _results(ops.variable_depth_block, x, gate, weights, mask), eager, exact, strict=True
+    ):
+        # A few numbers that nearly cancel differ by luck.
+        assert_as_good_as_eager(ours, theirs, true, slack=2 if true.numel() >= 256 else 8)
 
 
 @pytest.mark.not_interpreted("40 s of finite differences")
-def test_gradients_to_input_gate_and_every_weight():
-    x, gate, mask = _case(2, 37, 0.4, (37, 12))
-    weights = _weights(7)
-    inputs = (x, gate, *weights)
-    given = gradients(lambda x, g, *w: ops.variable_depth_block(x, g, BlockWeights(*w), mask=mask), inputs)
-    wanted = gradients(lambda x, g, *w: _dense(x, g, BlockWeights(*w), mask), inputs)
-    active = (gate > 0) & mask
-    wanted[1] = wanted[1] * active  # the op cannot see inactive gates; the dense formula can
-    for a, b in zip(given, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-
-
 def test_gradcheck_through_the_depth_itself():
     torch.manual_seed(3)
     x = torch.randn(1, 6, WIDTH, dtype=torch.float64, requires_grad=True)
@@ -107,7 +112,10 @@ def test_multiply_adds_follow_the_active_tokens(share, backend):
     active = int(share * steps)
     gate = (torch.arange(steps) < active).float()[None]
     with FlopCounterMode(display=False) as counter, torch.no_grad():  # from inside: outside it sees one op
-        implementation._run(x, gate, list(weights), None, backend, keep=False)
+        if backend == "cpp":
+            kernels(backend, "variable_depth_block").forward(x, gate, list(weights), None, keep=False)
+        else:
+            reference.variable_depth_block(x, gate, weights)
     halo = active + 9
     projections = 2 * active * width**2 + 2 * halo * width**2 + 2 * active * width * hidden
     # The counter sees matrix products: the reference's tiles of attention, not the compiled kernel.
@@ -123,23 +131,21 @@ def test_batch_with_padding_equals_one_at_a_time():
     torch.testing.assert_close(together[1:, :20], alone, rtol=1e-12, atol=1e-12)
 
 
-def test_non_contiguous_input_is_left_alone():
-    x, gate, mask = _case(2, 21, 0.5, None)
-    view = x.transpose(0, 1).contiguous().transpose(0, 1)
+@pytest.mark.parametrize("layout", ["permuted", "every-second-channel"])
+def test_strided_input_and_gradient(layout):
+    x, gate, mask = _case(2, 21, 0.5, (21, 10))
+    wide = x.transpose(0, 1).contiguous().transpose(0, 1)
+    view = wide if layout == "permuted" else x.repeat_interleave(2, 2)[..., ::2]
     before, weights = view.clone(), _weights(5)
-    out = ops.variable_depth_block(view, gate, weights, mask=mask)
+
+    def run(x, gate):
+        return ops.variable_depth_block(x, gate, weights, mask=mask).transpose(0, 1)
+
+    out = run(view, gate)
     assert torch.equal(view, before) and out.data_ptr() != view.data_ptr()
-    torch.testing.assert_close(out, ops.variable_depth_block(x, gate, weights, mask=mask), rtol=0, atol=1e-13)
-
-
-@pytest.mark.not_interpreted("autocast to bfloat16")
-def test_autocast_keeps_the_residual_stream_in_float32():
-    x, gate, mask = _case(1, 40, 0.5, None, torch.float32)
-    weights = BlockWeights(*(w.float() for w in _weights(7)))
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ops.variable_depth_block(x, gate, weights, mask=mask)
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, ops.variable_depth_block(x, gate, weights, mask=mask), rtol=0.1, atol=0.3)
+    torch.testing.assert_close(out, run(x, gate), rtol=0, atol=1e-13)
+    for a, b in zip(gradients(run, (view, gate)), gradients(run, (x, gate)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_registered_op_passes_opcheck():
