@@ -65,7 +65,7 @@ FAULTS = [
     Fault("csrc/cpu/boundary_crossings.cpp", "reached.back() / 2", "reached.back() / 3", CROSSINGS),
     Fault("csrc/cpu/select_candidates.cpp", "score > other.score ||", "score >= other.score ||", SELECT),
     Fault("csrc/cpu/decode_segments.cpp", "std::max<int64_t>(later - 1, 0)", "std::max<int64_t>(later - 2, 0)", DECODE),
-    Fault("csrc/cpu/nms.cpp", "iou >= threshold && ", "iou > threshold + F(0.05) && ", NMS),
+    Fault("csrc/cpu/nms_kernels.h", "iou >= threshold && ", "iou > threshold + F(0.05) && ", NMS),
     Fault("csrc/suppression_rule.h", "overlap >= decay.iou_threshold ? next * (F(1) - overlap)", "overlap > decay.iou_threshold + F(1e-3) ? next * (F(1) - overlap)", NMS),
     Fault("csrc/cpu/local_attention.cpp", "std::min(start + steps, row + plan.radius + 1)", "std::min(start + steps, row + plan.radius)", ATTENTION),
     # Triton kernels
