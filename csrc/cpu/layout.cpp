@@ -5,7 +5,7 @@
 namespace tzn {
 namespace {
 
-int64_t layout() { return 2; }
+int64_t layout() { return 3; }
 
 }  // namespace
 }  // namespace tzn

@@ -97,7 +97,7 @@ def missing_native() -> str | None:
 
 
 # Of the raw kernels' arguments; changes with every change of them (csrc/cpu/layout.cpp), so that an old build is noticed.
-LAYOUT = 2
+LAYOUT = 3
 
 
 @cache
