@@ -66,14 +66,14 @@ def variable_depth_block(x: Value, gate: Value, weights: Sequence[Value], mask: 
         halo_rows = rows
     else:
         flags = op.Greater(op.Reshape(gate, _ints(op, 1, 1, -1)), _floats(op, 0.0))
-        near = op.MaxPool(op.Cast(flags, to=1), kernel_shape=[window], pads=[radius, radius], strides=[1])
+        near = op.MaxPool(op.Cast(flags, to=1), kernel_shape=[window], pads=[radius, radius], strides=[1])[0]
         near = op.Reshape(op.Greater(near, _floats(op, 0.5)), _ints(op, -1))
         active, times = (_where(op, x) for x in (op.Reshape(flags, _ints(op, -1)), near))
         rank = op.CumSum(op.Cast(near, to=7), op.Constant(value_int=0))
         slot = op.Sub(op.Gather(rank, active), _ints(op, 1))
         halo_rows = op.Gather(rows, times)
         column = op.Gather(op.Reshape(gate, _ints(op, -1, 1)), active)
-    normed = op.LayerNormalization(halo_rows, norm1_weight, norm1_bias, epsilon=NORM_EPS)
+    normed = _norm(op, halo_rows, norm1_weight, norm1_bias)
     query = op.Gemm(normed if gate is None else op.Gather(normed, slot), query_weight, query_bias, transB=1)
     query = op.Mul(query, _floats(op, head_width**-0.5))
     both = op.Gemm(normed, key_value_weight, key_value_bias, transB=1)
@@ -91,7 +91,7 @@ def variable_depth_block(x: Value, gate: Value, weights: Sequence[Value], mask: 
     else:
         attended, current = op.Gather(attended, slot), op.Gather(rows, active)
     y = op.Add(current, _gated(op, op.Gemm(attended, output_weight, output_bias, transB=1), column))
-    hidden = op.LayerNormalization(y, norm2_weight, norm2_bias, epsilon=NORM_EPS)
+    hidden = _norm(op, y, norm2_weight, norm2_bias)
     hidden = _gelu(op, op.Gemm(hidden, up_weight, up_bias, transB=1))
     z = op.Add(y, _gated(op, op.Gemm(hidden, down_weight, down_bias, transB=1), column))
     if gate is not None:
@@ -165,6 +165,10 @@ def _attend(
     scores = op.Where(op.Unsqueeze(allowed, _ints(op, 1)), scores, _floats(op, FAR))
     out = op.MatMul(op.Softmax(scores, axis=-1), op.Transpose(op.Gather(value, keys.rows), perm=[0, 2, 1, 3]))
     return op.Transpose(out, perm=[0, 2, 1, 3])
+
+
+def _norm(op: Any, x: Value, weight: Value, bias: Value) -> Value:
+    return op.LayerNormalization(x, weight, bias, epsilon=NORM_EPS)[0]  # its mean and deviation are outputs as well
 
 
 def _gated(op: Any, branch: Value, column: Value) -> Value:

@@ -112,6 +112,10 @@ def _onnx(program: Program, description: str) -> bytes:
         )  # fmt: skip
     assert exported is not None
     model = exported.model_proto
+    for node in model.graph.node:  # lines of source and paths of this machine
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    del model.graph.value_info[:], model.graph.metadata_props[:]
     for output in model.graph.output:  # sizes that follow from the input's are the program's business
         _loosen(output)
     del model.metadata_props[:]
