@@ -7,11 +7,10 @@ candidates is decoding's to say.
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as fx_config
 from torch import Tensor, nn
 
 import tzn
@@ -108,7 +107,7 @@ def program_of(model: Localizer) -> Program:
 def trace(program: Program) -> torch.export.ExportedProgram:
     """``torch.export`` of a program with any number of steps; the ops of tzn stay as they are."""
     # Lengths of 0 and 1 are lengths like others here: the coarsest levels of a short recording have them.
-    with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    with torch.no_grad(), fx_config.patch(backed_size_oblivious=True):
         traced = torch.export.export(
             program.eval(), (), kwargs=program.example(), dynamic_shapes=program.dynamic(), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,

@@ -9,52 +9,21 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from tzn.config_loading import config_from_dict, config_to_dict, override_trained
-from tzn.errors import CheckpointError, ConfigError, DataError
+from tzn.errors import ConfigError, DataError
 from tzn.export.program import Program, describe, program_of, trace
 from tzn.files import atomic_write
-from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
-from tzn.models.exported_file import EXTRA, KEY, is_exported, load_exported
-from tzn.models.pretrained import RawSignal, load_pretrained, pretrained_names
+from tzn.models.any_source import load_model
+from tzn.models.exported_file import EXTRA, KEY
 from tzn.optional import require
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 PRODUCER = "tzn"
 LARGEST_ONNX = 2_000_000_000  # bytes of one protocol buffer
-
-
-class Source(NamedTuple):
-    """What can be exported, or run."""
-
-    checkpoint: LoadedCheckpoint
-    signal: RawSignal | None
-    name: str
-
-
-def load_any(source: str | Path) -> Source:
-    """A model that comes along by its name, the folder of a run, a checkpoint, or an exported file.
-
-    Raises:
-        CheckpointError: there is no such thing, or it is damaged.
-    """
-    if isinstance(source, str) and source in pretrained_names():
-        known = load_pretrained(source)
-        return Source(known.checkpoint, known.signal, source)
-    path = Path(source)
-    if not path.exists():
-        names = ", ".join(repr(known) for known in pretrained_names())
-        raise CheckpointError(
-            f"{str(source)!r}: no such file or folder; expected a checkpoint, the folder of a run, or a model that comes with "
-            f"tzn: {names}"
-        )
-    if is_exported(path):
-        program = load_exported(path)
-        return Source(program.checkpoint, program.signal, path.name)
-    return Source(load_checkpoint(run_checkpoint(path)), None, path.name)
 
 
 def export_localizer(
@@ -87,7 +56,7 @@ def export_localizer(
     if to == "onnx":
         for module in ("onnx", "onnxscript"):
             require(module, "exporting to ONNX", "onnx")
-    checkpoint, signal, name = load_any(source)
+    checkpoint, signal, name = load_model(source)
     path = out or Path(f"{Path(name).stem}{'.aoti' if to == 'aoti' else ''}{FORMATS[to]}")
     config = config_to_dict(override_trained(config_from_dict(checkpoint.config), list(overrides)))
     program = program_of(checkpoint.model)
