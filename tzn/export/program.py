@@ -49,7 +49,9 @@ class ZoomProgram(nn.Module):
 
     def example(self) -> dict[str, Tensor]:
         features = torch.randn(1, EXAMPLE_STEPS, self.model.config.feature_dim)
-        return {"features": features, "depth_shift": torch.zeros(1, 1)} if len(self.inputs) > 1 else {"features": features}
+        return (
+            {"features": features, "depth_shift": torch.zeros(1, 1)} if len(self.inputs) > 1 else {"features": features}
+        )
 
     def dynamic(self) -> dict[str, Any]:
         shapes: dict[str, Any] = {"features": {1: torch.export.Dim("steps")}}
@@ -83,7 +85,9 @@ class ActionFormerProgram(nn.Module):
 
     def dynamic(self) -> dict[str, Any]:
         coarsest = self.model.config.strides[-1]
-        steps = torch.export.Dim("coarsest_steps", min=2) * coarsest if coarsest > 1 else torch.export.Dim("steps", min=2)
+        steps = (
+            torch.export.Dim("coarsest_steps", min=2) * coarsest if coarsest > 1 else torch.export.Dim("steps", min=2)
+        )
         return {"features": {1: steps}, "mask": {1: steps}}
 
 
@@ -107,7 +111,7 @@ def program_of(model: Localizer) -> Program:
 def trace(program: Program) -> torch.export.ExportedProgram:
     """``torch.export`` of a program with any number of steps; the ops of tzn stay as they are."""
     # Lengths of 0 and 1 are lengths like others here: the coarsest levels of a short recording have them.
-    with torch.no_grad(), fx_config.patch(backed_size_oblivious=True):
+    with torch.no_grad(), fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         traced = torch.export.export(
             program.eval(), (), kwargs=program.example(), dynamic_shapes=program.dynamic(), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
@@ -123,6 +127,14 @@ def describe(
     grid = None
     if data.fps is not None and data.fixed_length is None:
         grid = {"step_seconds": data.feat_stride / data.fps, "first_centre_seconds": 0.5 * data.num_frames / data.fps}
+    padding = None
+    if isinstance(model, ActionFormer):
+        c = model.config
+        padding = {
+            "strides": list(c.strides), "read": max(c.head_kernel_size // 2, c.scale_factor // 2, 1),
+            "embedding": c.embd_kernel_size // 2 if c.backbone_arch[0] else 0, "max_seq_len": c.max_seq_len,
+            "max_div_factor": c.max_div_factor,
+        }  # fmt: skip
     return {
         "format": FORMAT, "tzn": tzn.__version__, "program": kind, "network": type(model).__name__,
         "classes": list(checkpoint.classes), "config": config,
@@ -130,5 +142,5 @@ def describe(
         "score_threshold": checkpoint.score_threshold, "score_threshold_split": checkpoint.score_threshold_split,
         "mean": model.feature_mean.tolist(), "std": model.feature_std.tolist(), "time_grid": grid,
         "strides": list(model.config.strides), "receptive_radius": model.receptive_radius,
-        "inputs": list(program.inputs), "outputs": list(program.outputs),
+        "padding": padding, "inputs": list(program.inputs), "outputs": list(program.outputs),
     }  # fmt: skip

@@ -47,7 +47,9 @@ def export_localizer(
     if to is None:
         known = {suffix: name for name, suffix in reversed(FORMATS.items())}
         if out is None or out.suffix not in known:
-            raise DataError(f"--to: expected one of {', '.join(FORMATS)}, or --out with a suffix that says so (.onnx, .pt2)")
+            raise DataError(
+                f"--to: expected one of {', '.join(FORMATS)}, or --out with a suffix that says so (.onnx, .pt2)"
+            )
         to = known[out.suffix]
     if to not in FORMATS:
         raise DataError(f"--to {to}: expected one of {', '.join(FORMATS)}")

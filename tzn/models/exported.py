@@ -95,4 +95,3 @@ class ExportedNetwork(nn.Module):
         if fn(torch.empty(0)).device.type != "cpu":
             raise RuntimeError("an exported program runs on the CPU; load the checkpoint that it was made from")
         return super()._apply(fn, recurse)
-

@@ -61,7 +61,9 @@ def load_exported(path: str | Path) -> LoadedProgram:
         config = config_from_dict(description["config"])
         mean, std = (torch.tensor(description[name], dtype=torch.float32) for name in ("mean", "std"))
         if mean.shape != (config.model.feature_dim,) or std.shape != mean.shape:
-            raise CheckpointError(f"standardisation of {tuple(mean.shape)} channels, expected {config.model.feature_dim}")
+            raise CheckpointError(
+                f"standardisation of {tuple(mean.shape)} channels, expected {config.model.feature_dim}"
+            )
         network = ExportedNetwork(
             run, config.model, receptive_radius=description.get("receptive_radius"), mean=mean, std=std,
             digest=hashlib.sha256(path.read_bytes()).digest(),
@@ -99,7 +101,11 @@ def _checked(text: str | None, path: Path) -> dict[str, Any]:
         description = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged description ({_short(error)})") from None
-    wrong = [k for k, kind in REQUIRED.items() if not isinstance(description, dict) or not isinstance(description.get(k), kind)]
+    wrong = [
+        k
+        for k, kind in REQUIRED.items()
+        if not isinstance(description, dict) or not isinstance(description.get(k), kind)
+    ]
     if wrong:
         raise CheckpointError(f"{path}: damaged description: {', '.join(wrong)}")
     if description["format"] > FORMAT:
