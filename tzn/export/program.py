@@ -113,7 +113,7 @@ def trace(program: Program) -> torch.export.ExportedProgram:
     # Lengths of 0 and 1 are lengths like others here: the coarsest levels of a short recording have them.
     with torch.no_grad(), fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         traced = torch.export.export(
-            program.eval(), (), kwargs=program.example(), dynamic_shapes=program.dynamic(), strict=False,
+            program.eval(), tuple(program.example().values()), dynamic_shapes=tuple(program.dynamic().values()), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )  # fmt: skip
     return traced

@@ -147,14 +147,7 @@ def _program(path: Path) -> tuple[str | None, Run]:
 
     extra = {EXTRA: ""}
     program = torch.export.load(str(path), extra_files=extra).module()
-    text = extra[EXTRA]
-    names = json.loads(text)["outputs"] if text else []
-
-    def run(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return dict(zip(names, program(*given.values()), strict=True))
-
-    return text, run
+    return extra[EXTRA], _named(program, extra[EXTRA])
 
 
 def _package(path: Path) -> tuple[str | None, Run]:
@@ -164,13 +157,19 @@ def _package(path: Path) -> tuple[str | None, Run]:
         raise CheckpointError(f"a compiled package calls the compiled CPU kernels: {reason}")
     program = torch._inductor.aoti_load_package(str(path))
     text = program.loader.get_metadata().get(KEY)
-    names = json.loads(text)["outputs"] if text else []
+    return text, _named(program, text)
+
+
+def _named(program: Any, text: str | None) -> Run:
+    """A program of torch as one of arrays by name."""
+    described = json.loads(text) if text else {}
+    inputs, outputs = described.get("inputs", []), described.get("outputs", [])
 
     def run(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
-            return dict(zip(names, program(*given.values()), strict=True))
+            return dict(zip(outputs, program(*(given[name] for name in inputs)), strict=True))
 
-    return text, run
+    return run
 
 
 def _short(error: Exception) -> str:

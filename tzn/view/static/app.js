@@ -1,8 +1,8 @@
 // The page of `tzn app`: recordings are dropped, the model runs here, and what it finds goes to the timeline.
 
-const { description, name: modelName } = META.app;
-const { signal: rawSignal, config: settings } = description;
-const channels = rawSignal ? rawSignal.channels.length : description.mean.length;
+const { description: program, name: modelName } = META.app;
+const { signal: rawSignal, config: settings } = program;
+const channels = rawSignal ? rawSignal.channels.length : program.mean.length;
 let session = null, working = false, began = false;
 
 const bytesOfText = (text) => {
@@ -46,12 +46,12 @@ function paddedLength({ strides, read, embedding, max_seq_len: usual, max_div_fa
 /** One run of the program: its outputs by name. */
 async function runProgram(features, steps, shift) {
   const { ort, inference } = session, width = features.length / steps, given = {};
-  const length = description.padding ? paddedLength(description.padding, steps) : steps;
+  const length = program.padding ? paddedLength(program.padding, steps) : steps;
   const padded = length === steps ? features : new Float32Array(length * width);
   if (padded !== features) padded.set(features);
   given.features = new ort.Tensor("float32", padded, [1, length, width]);
-  if (description.padding) given.mask = new ort.Tensor("bool", Uint8Array.from({ length }, (_, i) => Number(i < steps)), [1, length]);
-  if (description.inputs.includes("depth_shift")) given.depth_shift = new ort.Tensor("float32", Float32Array.of(shift), [1, 1]);
+  if (program.padding) given.mask = new ort.Tensor("bool", Uint8Array.from({ length }, (_, i) => Number(i < steps)), [1, length]);
+  if (program.inputs.includes("depth_shift")) given.depth_shift = new ort.Tensor("float32", Float32Array.of(shift), [1, 1]);
   const found = await inference.run(given);
   return Object.fromEntries(Object.entries(found).map(([key, value]) => [key, value.data]));
 }
@@ -84,7 +84,7 @@ async function localizeFile(file) {
     showProgress("Looking for actions", 0);
     await pause();
     const begin = performance.now();
-    const result = await localize({ ...description, fps: rate }, features, steps, runProgram, (share) => showProgress("Looking for actions", share));
+    const result = await localize({ ...program, fps: rate }, features, steps, runProgram, (share) => showProgress("Looking for actions", share));
     const seconds = (performance.now() - begin) / 1000;
     await addRecording(file.name.replace(/\.[^.]*$/, ""), result, table, rate);
     byId("drop").hidden = true;
@@ -141,7 +141,7 @@ function predictionsText() {
     }));
     return `${JSON.stringify(id)}: [${rows.length ? `\n  ${rows.join(",\n  ")}\n ` : ""}]`;
   });
-  const threshold = description.score_threshold == null ? "" : `"score_threshold": ${description.score_threshold}, `;
+  const threshold = program.score_threshold == null ? "" : `"score_threshold": ${program.score_threshold}, `;
   return `{"version": "tzn 1", ${threshold}"results": {\n ${lists.join(",\n ")}\n}}\n`;
 }
 
