@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tzn.errors import ConfigError
 from tzn.models.actionformer import padded_length
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 from tzn.nn import budget_shift
@@ -93,5 +94,5 @@ class ExportedNetwork(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExportedNetwork:
         if fn(torch.empty(0)).device.type != "cpu":
-            raise RuntimeError("an exported program runs on the CPU; load the checkpoint that it was made from")
+            raise ConfigError("an exported program runs on the CPU; on other devices, load the checkpoint it was made from")
         return super()._apply(fn, recurse)

@@ -87,7 +87,7 @@ async function localizeFile(file) {
     const result = await localize({ ...program, fps: rate }, features, steps, runProgram, (share) => showProgress("Looking for actions", share));
     const seconds = (performance.now() - begin) / 1000;
     await addRecording(file.name.replace(/\.[^.]*$/, ""), result, table, rate);
-    byId("drop").hidden = true;
+    showPanel(false);
     say(`${result.found.length} detections in ${seconds.toFixed(2)} s`);
   } catch (error) {
     showError(`${file.name}: ${error.message ?? error}`);
@@ -179,11 +179,17 @@ function buildPanel() {
     take(file.files);
     file.value = "";
   });
-  byId("close-drop").addEventListener("click", () => { panel.hidden = true; });
+  byId("close-drop").addEventListener("click", () => showPanel(false));
+  // Keys are the panel's while it is there; the timeline behind it may have nothing to show yet.
+  document.addEventListener("keydown", (event) => {
+    if (panel.hidden) return;
+    event.stopImmediatePropagation();
+    if (event.key === "Escape" && recordings.length && !working) showPanel(false);
+  }, true);
   for (const kind of ["dragenter", "dragover"]) {
     document.addEventListener(kind, (event) => {
       event.preventDefault();
-      panel.hidden = false;
+      showPanel(true);
       panel.classList.add("over");
     });
   }
@@ -199,10 +205,16 @@ function buildPanel() {
   download.addEventListener("click", downloadPredictions);
   document.querySelector(".tools").prepend(open, download);
   byId("save").textContent = "Save annotations";
+  showPanel(true);
+}
+
+function showPanel(on) {
+  byId("drop").hidden = !on;
+  for (const part of document.querySelectorAll("body > header, body > aside, body > main")) part.inert = on;
 }
 
 function openPanel() {
-  byId("drop").hidden = false;
+  showPanel(true);
   byId("close-drop").hidden = !recordings.length;
   for (const id of ["drop-error", "progress"]) byId(id).hidden = true;
 }
@@ -212,7 +224,7 @@ async function take(files) {
 }
 
 function showProgress(text, share) {
-  byId("drop").hidden = false;
+  showPanel(true);
   byId("drop").classList.add("working");
   byId("drop-error").hidden = true;
   byId("progress").hidden = false;
