@@ -10,6 +10,7 @@ import torch
 
 from tzn.config import ExperimentConfig
 from tzn.config_loading import config_from_dict, config_to_dict
+from tzn.detections import Detections
 from tzn.export import export_localizer
 from tzn.models import ActionFormer, ActionFormerConfig
 from tzn.models.checkpoint import save_checkpoint
@@ -67,6 +68,19 @@ def features(steps: int, seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).normal(size=(steps + 8, 7))
     smooth = np.stack([np.convolve(column, np.ones(9) / 3, mode="valid") for column in noise.T], axis=1)
     return smooth.astype(np.float32)
+
+
+def same(a: Detections, b: Detections, at_least: int = 0) -> None:
+    """Equal up to rounding; detections of nearly equal score may have changed places."""
+    assert len(a) == len(b) >= at_least
+    order = [np.lexsort((x.segments[:, 0].round(2), x.labels, -x.scores.round(3))) for x in (a, b)]
+    (i, j) = order
+    np.testing.assert_array_equal(a.labels[i], b.labels[j])
+    np.testing.assert_allclose(a.scores[i], b.scores[j], atol=2e-5)
+    np.testing.assert_allclose(a.segments[i], b.segments[j], atol=2e-3)
+    assert (a.std is None) == (b.std is None)
+    if a.std is not None:
+        np.testing.assert_allclose(a.std[i], b.std[j], atol=1e-3)
 
 
 class Exports:

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from exported import NAMES, actionformer_checkpoint, features, small_checkpoint
+from exported import NAMES, actionformer_checkpoint, features, same, small_checkpoint
 
 import tzn
-from tzn.detections import Detections, read_predictions
+from tzn.detections import read_predictions
 from tzn.errors import CheckpointError, ConfigError, DataError
 from tzn.export import export_localizer
 from tzn.models.checkpoint import load_checkpoint
@@ -21,19 +21,6 @@ pytest.importorskip("onnxruntime", reason="pip install 'tzn[onnx]'")
 onnx = pytest.importorskip("onnx", reason="pip install 'tzn[onnx]'")
 
 LENGTHS = (1, 2, 3, 5, 8, 13, 31, 64, 97, 211, 1009)  # 1, primes, multiples of strides and of attention's tiles
-
-
-def same(a: Detections, b: Detections, at_least: int = 0) -> None:
-    """Equal up to rounding; detections of nearly equal score may have changed places."""
-    assert len(a) == len(b) >= at_least
-    order = [np.lexsort((x.segments[:, 0].round(2), x.labels, -x.scores.round(3))) for x in (a, b)]
-    (i, j) = order
-    np.testing.assert_array_equal(a.labels[i], b.labels[j])
-    np.testing.assert_allclose(a.scores[i], b.scores[j], atol=2e-5)
-    np.testing.assert_allclose(a.segments[i], b.segments[j], atol=2e-3)
-    assert (a.std is None) == (b.std is None)
-    if a.std is not None:
-        np.testing.assert_allclose(a.std[i], b.std[j], atol=1e-3)
 
 
 def test_network_outputs_at_every_length_and_depth(exports):
@@ -148,8 +135,10 @@ def test_the_file_says_what_running_it_takes(exports):
 
 
 def test_overrides_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("tzn.export.write._onnx", lambda program, description: description.encode())
-    path = export_localizer(small_checkpoint(tmp_path / "m.ckpt"), tmp_path / "m.onnx", overrides=("inference.nms=hard",))
+    monkeypatch.setattr("tzn.export.write.onnx_bytes", lambda program, description: description.encode())
+    path = export_localizer(
+        small_checkpoint(tmp_path / "m.ckpt"), tmp_path / "m.onnx", overrides=("inference.nms=hard",)
+    )
     assert json.loads(path.read_text())["config"]["inference"]["nms"] == "hard"
 
 
@@ -185,7 +174,9 @@ def test_files_that_are_no_models_of_ours(tmp_path, exports, capsys):
     for name, words in (("foreign", "says nothing of classes"), ("damaged", "cannot load"), ("gone", "no such file")):
         with pytest.raises(CheckpointError, match=words):
             tzn.load(tmp_path / f"{name}.onnx")
-        code = main(["predict", str(tmp_path / f"{name}.onnx"), str(tmp_path / "x.npy"), "--out", str(tmp_path / "p.json")])
+        code = main(
+            ["predict", str(tmp_path / f"{name}.onnx"), str(tmp_path / "x.npy"), "--out", str(tmp_path / "p.json")]
+        )
         assert code == 2 and words in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="exported program"):
         load_checkpoint(exports.file("small", "onnx"))

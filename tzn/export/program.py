@@ -20,6 +20,7 @@ from tzn.models import ActionFormer, Localizer, TemporalZoomNet
 from tzn.models.checkpoint import LoadedCheckpoint
 from tzn.models.exported_file import FORMAT
 from tzn.models.pretrained import RawSignal
+from tzn.models.temporal_zoom_net import Trunk
 
 EXAMPLE_STEPS = 203  # of the recording that is traced: no level of it has a length of 0, 1 or of another level
 
@@ -37,13 +38,16 @@ class ZoomProgram(nn.Module):
 
     def forward(self, features: Tensor, depth_shift: Tensor | None = None) -> tuple[Tensor, ...]:
         mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-        trunk = self.model.trunk(features, mask, depth_shift=depth_shift)
+        return self.arrays(self.model.trunk(features, mask, depth_shift=depth_shift))
+
+    def arrays(self, trunk: Trunk) -> tuple[Tensor, ...]:
+        """What :attr:`outputs` names."""
         points = self.model.points_of(trunk)
         offset, std = points.offsets()
         found: list[Tensor | None] = [points.scores, points.mask, *points.grid[:3], offset, std]
         if points.fields is not None:
             found += points.fields()
-        if trunk.depths.logits is not None:
+        if self.model.depth_predictor is not None:
             found += [trunk.depths.tau, trunk.depths.logits]
         return tuple(x for x in found if x is not None)
 

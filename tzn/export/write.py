@@ -63,13 +63,13 @@ def export_localizer(
     config = config_to_dict(override_trained(config_from_dict(checkpoint.config), list(overrides)))
     program = program_of(checkpoint.model)
     description = json.dumps(describe(checkpoint, signal, config, program, to), allow_nan=False)
-    content = {"onnx": _onnx, "pt2": _program, "aoti": _package}[to](program, description)
+    content = {"onnx": onnx_bytes, "pt2": program_bytes, "aoti": package_bytes}[to](program, description)
     with atomic_write(path, "wb") as file:
         file.write(content)
     return path
 
 
-def _onnx(program: Program, description: str) -> bytes:
+def onnx_bytes(program: Program, description: str) -> bytes:
     import onnx
 
     from tzn.export.onnx_ops import OPSET, translations
@@ -104,7 +104,7 @@ def _loosen(value: Any) -> None:
             size.dim_param = f"{value.name}_{place}"
 
 
-def _program(program: Program, description: str) -> bytes:
+def program_bytes(program: Program, description: str) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
@@ -112,7 +112,7 @@ def _program(program: Program, description: str) -> bytes:
     return buffer.getvalue()
 
 
-def _package(program: Program, description: str) -> bytes:
+def package_bytes(program: Program, description: str) -> bytes:
     from tzn.export.native import native_program
     from tzn.ops._backend import missing_native
 

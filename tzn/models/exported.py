@@ -94,5 +94,7 @@ class ExportedNetwork(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExportedNetwork:
         if fn(torch.empty(0)).device.type != "cpu":
-            raise ConfigError("an exported program runs on the CPU; on other devices, load the checkpoint it was made from")
+            raise ConfigError(
+                "an exported program runs on the CPU; on other devices, load the checkpoint it was made from"
+            )
         return super()._apply(fn, recurse)

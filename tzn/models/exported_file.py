@@ -55,7 +55,7 @@ def load_exported(path: str | Path) -> LoadedProgram:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; 'tzn export' writes .onnx and .pt2 files")
-    text, run = _onnx(path) if path.suffix == ".onnx" else _torch(path)
+    text, run = onnx_session(path) if path.suffix == ".onnx" else _torch(path)
     description = _checked(text, path)
     try:
         config = config_from_dict(description["config"])
@@ -113,7 +113,8 @@ def _checked(text: str | None, path: Path) -> dict[str, Any]:
     return description
 
 
-def _onnx(path: Path) -> tuple[str | None, Run]:
+def onnx_session(path: Path) -> tuple[str | None, Run]:
+    """The description of an ``.onnx`` file, and the program, run by onnxruntime with as many threads as torch has."""
     ort = require("onnxruntime", "running an .onnx model", "onnx")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -121,7 +121,7 @@ def _check(description: dict[str, Any], model: Path) -> None:
 def _runtime(given: Path | None) -> Runtime:
     if given is not None and given.is_dir():
         return _from_folder(given)
-    archive = given or _cached()
+    archive = given or runtime_archive()
     try:
         with tarfile.open(archive) as package:
             files = [_member(package, name, archive) for name in ("package.json", f"dist/{MODULE}", f"dist/{WASM}")]
@@ -161,7 +161,7 @@ def _version(text: bytes, place: Path) -> str:
     raise DataError(f"{place}: its package.json does not describe {PACKAGE}")
 
 
-def _cached() -> Path:
+def runtime_archive() -> Path:
     """The package's archive in tzn's cache, fetched by npm if it is not there."""
     archive = cache_folder() / f"{PACKAGE}-{VERSION}.tgz"
     if archive.is_file():
