@@ -4,7 +4,7 @@ usage: python -m benchmarks.export [--threads 2] [--no-browser] [--out benchmark
 
 A TemporalZoomNet at THUMOS14 shape (2048-d input, width 512, window 19) whose depth is a fixed pattern: a share of the tokens,
 in clusters of 64 steps, runs all three refinement layers, the others none. Both runtimes compute the same outputs: class
-scores, offsets and distance fields at every point. Outputs of every shape are compared before it is timed; runs are interleaved.
+scores, offsets and distance fields at every point. They are compared before a shape is timed; runs are interleaved.
 
 In the browser (headless Chromium, one thread) the model that comes along runs on a recording of random steps, beside both
 runtimes with one thread; the depth dial is turned to a mean depth of 0.25 and to 1.
