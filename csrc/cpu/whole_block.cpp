@@ -40,6 +40,12 @@ Tensor split(const Tensor& x, int64_t heads) {
   return torch::stable::view(x, {shape.data(), shape.size()});
 }
 
+void check_matrix(const Tensor& weight, const Tensor& bias, int64_t out, int64_t in) {
+  STD_TORCH_CHECK(
+      weight.dim() == 2 && weight.size(0) == out && weight.size(1) == in && bias.dim() == 1 && bias.size(0) == out,
+      "weights: expected a matrix [", out, ", ", in, "] and its bias");
+}
+
 Tensor whole_block(Tensor x, Optional gate, std::vector<Tensor> w, Optional mask) {
   STD_TORCH_CHECK(w.size() == WEIGHTS, "weights: expected ", static_cast<int>(WEIGHTS), ", got ", w.size());
   STD_TORCH_CHECK(
@@ -50,19 +56,28 @@ Tensor whole_block(Tensor x, Optional gate, std::vector<Tensor> w, Optional mask
   const int64_t batch = x.size(0), steps = x.size(1), width = x.size(2), tokens = batch * steps;
   const int64_t heads = w[POSITION_BIAS].size(0), window = w[POSITION_BIAS].size(1);
   STD_TORCH_CHECK(heads > 0 && width > 0 && width % heads == 0, "weights: expected heads that divide the width");
+  STD_TORCH_CHECK(window % 2 == 1, "weights: expected an odd window, got ", window);
+  const int64_t hidden_width = w[UP_WEIGHT].dim() == 2 ? w[UP_WEIGHT].size(0) : 0;
+  check_matrix(w[QUERY_WEIGHT], w[QUERY_BIAS], width, width), check_matrix(w[KEY_VALUE_WEIGHT], w[KEY_VALUE_BIAS], 2 * width, width);
+  check_matrix(w[OUTPUT_WEIGHT], w[OUTPUT_BIAS], width, width), check_matrix(w[UP_WEIGHT], w[UP_BIAS], hidden_width, width);
+  check_matrix(w[DOWN_WEIGHT], w[DOWN_BIAS], width, hidden_width);
+  for (const Weight norm : {NORM1_WEIGHT, NORM1_BIAS, NORM2_WEIGHT, NORM2_BIAS}) {
+    STD_TORCH_CHECK(w[norm].dim() == 1 && w[norm].size(0) == width, "weights: expected norms of the width of x");
+    w[norm] = torch::stable::contiguous(w[norm]);
+  }
+  STD_TORCH_CHECK(
+      !gate || (gate->dim() == 2 && gate->size(0) == batch && gate->size(1) == steps && gate->scalar_type() == x.scalar_type()),
+      "gate: expected [B, T] of the dtype of x");
+  STD_TORCH_CHECK(
+      !mask || (mask->dim() == 2 && mask->size(0) == batch && mask->size(1) == steps && mask->scalar_type() == ScalarType::Bool),
+      "mask: expected bool [B, T]");
   if (tokens == 0) return torch::stable::clone(x);
   const std::array<int64_t, 2> flat{tokens, width};
   const std::array<int64_t, 2> per_step{batch, steps};
   const std::array<int64_t, 3> shape{batch, steps, width};
   const Tensor rows = torch::stable::contiguous(torch::stable::reshape(x, {flat.data(), flat.size()}));
   Tensor depth = torch::stable::empty({per_step.data(), per_step.size()}, ScalarType::Float);
-  if (gate) {
-    STD_TORCH_CHECK(
-        gate->dim() == 2 && gate->size(0) == batch && gate->size(1) == steps && gate->scalar_type() == x.scalar_type(),
-        "gate: expected [B, T] of the dtype of x");
-  } else {
-    torch::stable::fill_(depth, 1.0);
-  }
+  if (!gate) torch::stable::fill_(depth, 1.0);
   const Tensor gates = gate ? torch::stable::contiguous(*gate) : depth;
   auto found = call("tzn_native::active_tokens", gates, window, mask);
   const Tensor active = to<Tensor>(found[0]), halo = to<Tensor>(found[1]);
