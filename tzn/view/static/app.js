@@ -161,7 +161,8 @@ function buildPanel() {
   const rate = element("input", { type: "number", id: "rate", min: "0", step: "any", value: rawSignal?.rate ?? settings.data.fps ?? "" });
   const fixed = !rawSignal && settings.data.fps != null;
   rate.disabled = fixed; // features were made at one rate
-  const what = rawSignal ? `columns: ${rawSignal.channels.join(", ")}` : `${channels} features a row`;
+  const maker = settings.front_end?.extractor;
+  const what = rawSignal ? `columns: ${rawSignal.channels.join(", ")}` : `${channels} features a row${maker ? `, as tzn features makes them (${maker})` : ""}`;
   const card = element(
     "div", { className: "card" },
     element("h2", { textContent: "Drop a recording here" }),
