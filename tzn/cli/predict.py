@@ -26,7 +26,9 @@ def add_predict(commands: Commands) -> None:
         "exit code: 0 all done; 1 done but for the files listed (--keep-going); 2 stopped by an error",
     )  # fmt: skip
     p.add_argument(
-        "checkpoint", nargs="?", help="checkpoint, folder of a run, or .onnx/.pt2 of 'tzn export'; none with --pretrained"
+        "checkpoint",
+        nargs="?",
+        help="checkpoint, folder of a run, or .onnx/.pt2 of 'tzn export'; none with --pretrained",
     )
     p.add_argument(
         "inputs",
