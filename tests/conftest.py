@@ -38,6 +38,14 @@ def goldens(shared: Path) -> Path:
     return shared / "goldens"
 
 
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory):
+    """Exported models by name and format, made when first asked for."""
+    from exported import Exports
+
+    return Exports(tmp_path_factory.mktemp("exports"))
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_empty() -> Iterator[None]:
     """Memory that nobody has written reads as NaN, so an unwritten output cannot pass by luck."""

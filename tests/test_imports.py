@@ -17,7 +17,7 @@ LAYERS = (
     {"cli"},
     {"demo"},
     {"localizer"},
-    {"compat", "info", "training", "view"},
+    {"compat", "export", "info", "training", "view"},
     {"inference"},
     {"visualization"},
     {"evaluation"},

@@ -22,7 +22,7 @@ from tzn.config import ExperimentConfig, InferenceConfig
 from tzn.config_loading import config_from_dict, override_trained
 from tzn.data.dataset import recording_grid
 from tzn.detections import Detections
-from tzn.errors import CheckpointError, ConfigError, DataError
+from tzn.errors import ConfigError, DataError
 from tzn.inference.predict import (
     SHORT_STEPS,
     Job,
@@ -35,8 +35,9 @@ from tzn.inference.predict import (
     signal_features,
 )  # fmt: skip
 from tzn.inference.stream import StreamLocalizer
-from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
-from tzn.models.pretrained import RawSignal, load_pretrained, pretrained_names
+from tzn.models.any_source import load_model
+from tzn.models.checkpoint import LoadedCheckpoint
+from tzn.models.pretrained import RawSignal
 from tzn.readers.front_end import FrontEnd, check_file, is_recording
 
 ARRAYS = (np.ndarray, Tensor)
@@ -48,7 +49,8 @@ def load(source: str | PathLike[str], overrides: Sequence[str] = (), *, device: 
 
     Args:
         source: name of a model that comes with tzn ("hapt"), the folder of a ``tzn train`` run (its best checkpoint, as
-            ``tzn predict`` takes it), or a checkpoint. The name goes first: a folder named so is "./hapt".
+            ``tzn predict`` takes it), a checkpoint, or a file of ``tzn export``, which runs on the CPU. The name goes first: a
+            folder named so is "./hapt".
         overrides: settings that replace those of training, e.g. ``["inference.nms=hard"]``.
         device: where it runs: "cpu", "cuda", "cuda:1", …
 
@@ -61,19 +63,7 @@ def load(source: str | PathLike[str], overrides: Sequence[str] = (), *, device: 
     >>> model.config.inference.nms
     'hard'
     """
-    signal, name = None, str(source)
-    if isinstance(source, str) and source in pretrained_names():
-        known = load_pretrained(source)
-        checkpoint, signal = known.checkpoint, known.signal
-    else:
-        path = Path(source)
-        if not path.exists():
-            names = ", ".join(repr(known) for known in pretrained_names())
-            raise CheckpointError(
-                f"{name!r}: no such file or folder; expected a checkpoint, the folder of a run, or a model that comes "
-                f"with tzn: {names}"
-            )
-        checkpoint, name = load_checkpoint(run_checkpoint(path)), path.name
+    checkpoint, signal, name = load_model(source)
     return Localizer(checkpoint, signal, overrides=overrides, name=name).to(device)
 
 

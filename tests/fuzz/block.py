@@ -43,6 +43,24 @@ def _active(a: dict[str, Any]) -> Tensor:
 
 @answer(lambda a: ops.variable_depth_block(**a))
 def variable_depth_block(a: dict[str, Any], out: Any, rng: Random) -> None:
+    _check(a, out, rng, gradients=True)
+
+
+def whole_block_arguments(rng: Random) -> dict[str, Any]:
+    """Of the dtypes that packages are compiled in."""
+    a = block_arguments(rng)
+    wide = a["x"].dtype if a["x"].dtype in (torch.float32, torch.float64) else torch.float32
+    given = {n: a[n] if a[n] is None else a[n].to(wide) for n in ("x", "gate")}
+    return {**a, **given, "weights": ops.BlockWeights(*(w.to(wide) for w in a["weights"]))}
+
+
+@answer(lambda a: torch.ops.tzn_native.variable_depth_block(a["x"], a["gate"], list(a["weights"]), a["mask"]))
+def whole_block(a: dict[str, Any], out: Any, rng: Random) -> None:
+    """The registered op that compiled packages call."""
+    _check(a, out, rng, gradients=False)
+
+
+def _check(a: dict[str, Any], out: Tensor, rng: Random, *, gradients: bool) -> None:
     assert out.shape == a["x"].shape and out.dtype == a["x"].dtype
     still = ~_active(a)
     assert_same(out.detach()[still], a["x"].detach()[still], "inactive rows")
@@ -51,7 +69,7 @@ def variable_depth_block(a: dict[str, Any], out: Any, rng: Random) -> None:
         wanted = reference.variable_depth_block(x, gate, weights, mask=a["mask"])
         # LayerNorm of a row of equal numbers divides rounding by sqrt(eps).
         assert_near(out, wanted, "out", size=1000 * max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0))
-        if rng.chance(0.5):
+        if gradients and rng.chance(0.5):
             _check_gradients(a, wanted)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from block import whole_block, whole_block_arguments
 from compare import all_ordinary, answer, assert_near, double, elsewhere
 from inputs import Random
 from raw_attention import Arguments, Check, native
@@ -152,4 +153,5 @@ RAW_ROWS: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], C
     "native.layer_norm_backward": (_norm_backward_arguments, _layer_norm_backward),
     "native.gated_scatter": (_scatter_arguments, _gated_scatter),
     "native.gate_backward": (_gate_backward_arguments, _gate_backward),
+    "native.variable_depth_block": (whole_block_arguments, whole_block),
 }

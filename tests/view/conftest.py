@@ -128,6 +128,19 @@ def _driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
+@pytest.fixture(scope="session")
+def runtime() -> Path:
+    """The archive of onnxruntime-web, from tzn's cache or from npm."""
+    from tzn.errors import DataError
+    from tzn.view.app import runtime_archive
+
+    try:
+        return runtime_archive()
+    except DataError as error:
+        _unavailable(str(error))
+        raise
+
+
 @pytest.fixture
 def page(_driver: Any, tmp_path: Path) -> Iterator[Page]:
     """A browser with light colours and an empty folder for downloads; the test fails if the page logs an error."""

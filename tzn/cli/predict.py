@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, done, load_trained
+from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, done
 from tzn.console import LOG, STANDARD, incoming, outgoing
 from tzn.formats import FORMATS
 
@@ -25,7 +25,11 @@ def add_predict(commands: Commands) -> None:
         "tzn predict --pretrained hapt phone.csv --fps 100 --out predictions.json\n\n"
         "exit code: 0 all done; 1 done but for the files listed (--keep-going); 2 stopped by an error",
     )  # fmt: skip
-    p.add_argument("checkpoint", nargs="?", help="checkpoint, or the folder of a run; none with --pretrained")
+    p.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="checkpoint, folder of a run, or .onnx/.pt2 of 'tzn export'; none with --pretrained",
+    )
     p.add_argument(
         "inputs",
         nargs="*",
@@ -72,6 +76,7 @@ def _predict(o: argparse.Namespace) -> None:
     from tzn.config_loading import config_from_dict, override_trained
     from tzn.errors import ConfigError, DataError
     from tzn.inference.predict import predict_files
+    from tzn.models.any_source import load_model
     from tzn.models.pretrained import load_pretrained
 
     given = [text for text in (o.checkpoint, *o.inputs) if text is not None]
@@ -81,10 +86,12 @@ def _predict(o: argparse.Namespace) -> None:
         raise DataError("expected a checkpoint and at least one input; with --pretrained NAME, at least one input")
     if o.pretrained:
         model = load_pretrained(o.pretrained)
-        checkpoint, signal, inputs = model.checkpoint, model.signal, paths
+        checkpoint, inputs = model.checkpoint, paths
+        signal: RawSignal | None = model.signal
         config = override_trained(config_from_dict(checkpoint.config), overrides)
     else:
-        (checkpoint, config), signal, inputs = load_trained(paths[0], overrides), None, paths[1:]
+        checkpoint, signal, _ = load_model(paths[0])
+        config, inputs = override_trained(config_from_dict(checkpoint.config), overrides), paths[1:]
     if o.stream:
         _predict_stream(o, inputs, checkpoint, signal, overrides)
         return

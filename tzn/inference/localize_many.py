@@ -15,6 +15,7 @@ from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.inference.localize import Trace, candidates, suppress_many
 from tzn.models import ActionFormer, Localizer
+from tzn.models.exported import ExportedNetwork
 from tzn.nn.pyramid import PointGrid, Points
 
 
@@ -44,8 +45,9 @@ def localize_many(
 @torch.no_grad()
 def _side_by_side(model: Localizer, features: Sequence[Tensor], config: InferenceConfig) -> Sequence[Points | None]:
     """What the network says of every recording."""
-    # ActionFormer's absolute positions are stretched by the padded length, so it is not the same alone.
-    if isinstance(model, ActionFormer) and model.config.use_abs_pe:
+    # ActionFormer's absolute positions are stretched by the padded length, so it is not the same alone; an exported program
+    # takes one recording.
+    if isinstance(model, ExportedNetwork) or (isinstance(model, ActionFormer) and model.config.use_abs_pe):
         return [None] * len(features)
     lengths = [x.shape[0] for x in features]
     together = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)

@@ -3,13 +3,15 @@
 from tzn.models.actionformer import ActionFormer
 from tzn.models.actionformer_checkpoint import load_actionformer_checkpoint
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
+from tzn.models.exported import ExportedNetwork
 from tzn.models.temporal_zoom_net import Outputs, TemporalZoomNet
 
-Localizer = TemporalZoomNet | ActionFormer
+Localizer = TemporalZoomNet | ActionFormer | ExportedNetwork
 
 __all__ = [
     "ActionFormer",
     "ActionFormerConfig",
+    "ExportedNetwork",
     "Localizer",
     "Outputs",
     "TemporalZoomNet",

@@ -61,18 +61,21 @@ class ActionFormer(nn.Module):
         self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None
     ) -> Points:
         """What inference decodes. Every token has the depth 1: ``budget`` and ``depth_shift`` change nothing."""
-        outputs = self(*self.padded(features, mask))
+        return self.points_of(self(*self.padded(features, mask)), mask)
+
+    def points_of(self, outputs: ActionFormerOutputs, mask: Tensor) -> Points:
+        """Points of outputs; ``mask`` ``[B, T]`` of the recordings before they were padded."""
         logits, valid = flatten_levels(outputs.class_logits, outputs.masks)
         offsets, _ = flatten_levels(outputs.offsets, outputs.masks)
         lengths = [level.shape[1] for level in outputs.masks]
-        grid = point_grid(lengths, self.config.strides, self.config.regression_range, features.device)
+        grid = point_grid(lengths, self.config.strides, self.config.regression_range, mask.device)
         offsets = offsets.float() * grid.stride.unsqueeze(-1)
 
         def at(rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
             return offsets if rows is None else offsets.flatten(0, 1)[rows], None
 
         scores = logits.float().sigmoid() * valid.unsqueeze(-1)
-        return Points(grid, valid, scores, torch.ones(mask.shape, device=features.device), at, None)
+        return Points(grid, valid, scores, torch.ones(mask.shape, device=mask.device), at, None)
 
     def padded(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Zero-pad so that each level ends as it does in the original, which pads to ``max_seq_len`` or its multiple.
@@ -81,14 +84,7 @@ class ActionFormer(nn.Module):
         How much there is beyond what a kernel reads does not matter: every convolution zeroes what is padded, so nothing
         travels from one padded step to another. Nothing is padded where the original has no padding.
         """
-        steps, coarsest = features.shape[1], self.config.strides[-1]
-        # What a kernel of k reads beyond the last valid step is k // 2; blocks and neck have kernels of 3 or scale + 1.
-        read = max(self.config.head_kernel_size // 2, self.config.scale_factor // 2, 1)
-        needed = max((-(-steps // stride) + read) * stride for stride in self.config.strides)
-        if self.config.backbone_arch[0]:
-            needed = max(needed, steps + self.config.embd_kernel_size // 2)
-        wanted = min(self.config.original_length(steps), -(-needed // coarsest) * coarsest)
-        extra = wanted - steps
+        extra = padded_length(self.config, features.shape[1]) - features.shape[1]
         return F.pad(features, (0, 0, 0, extra)), F.pad(mask, (0, extra))
 
 
@@ -233,6 +229,17 @@ class OffsetHead(HeadTrunk):
             F.relu(scale(self.offset_head(self.hidden(x, m), m)[0]))
             for scale, x, m in zip(self.scale, levels, masks, strict=True)
         ]
+
+
+def padded_length(config: ActionFormerConfig, steps: int) -> int:
+    """Length that :meth:`ActionFormer.padded` brings ``steps`` steps to, a multiple of the coarsest stride."""
+    coarsest = config.strides[-1]
+    # What a kernel of k reads beyond the last valid step is k // 2; blocks and neck have kernels of 3 or scale + 1.
+    read = max(config.head_kernel_size // 2, config.scale_factor // 2, 1)
+    needed = max((-(-steps // stride) + read) * stride for stride in config.strides)
+    if config.backbone_arch[0]:
+        needed = max(needed, steps + config.embd_kernel_size // 2)
+    return min(config.original_length(steps), -(-needed // coarsest) * coarsest)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -65,6 +65,10 @@ def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
             do not fit the configuration.
     """
     path = Path(path)
+    if path.suffix in (".onnx", ".pt2"):
+        raise CheckpointError(
+            f"{path}: an exported program, which 'tzn predict' and tzn.load run; expected the checkpoint it was made from"
+        )
     content = read_checkpoint(path)
     header = checked_header(content, path)
     weights = content["state_dict"]

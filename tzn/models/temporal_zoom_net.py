@@ -24,6 +24,7 @@ MIN_OFFSET_SCALE = 0.02
 class Depths(NamedTuple):
     tau: Tensor  # [B, T] in [0, 1]
     gates: Tensor  # [B, T, L]
+    logits: Tensor | None = None  # [B, T] of tau before any shift, where it was predicted
 
 
 class Trunk(NamedTuple):
@@ -98,7 +99,10 @@ class TemporalZoomNet(nn.Module):
         self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None
     ) -> Points:
         """Class scores everywhere, the other heads where inference asks for them. Arguments as in :meth:`trunk`."""
-        trunk = self.trunk(features, mask, budget=budget, depth_shift=depth_shift)
+        return self.points_of(self.trunk(features, mask, budget=budget, depth_shift=depth_shift))
+
+    def points_of(self, trunk: Trunk) -> Points:
+        """The same of a trunk that has run."""
         logits = self.class_head(trunk.point_features, trunk.point_mask)
         return Points(
             trunk.points,
@@ -175,6 +179,7 @@ class TemporalZoomNet(nn.Module):
     def _depths(
         self, x: Tensor, mask: Tensor, budget: float | None, shift: Tensor | None, tau: Tensor | None
     ) -> Depths:
+        logits = None
         if tau is None and self.depth_predictor is None:
             tau = torch.ones(x.shape[:2], device=x.device)
         if tau is None:
@@ -184,8 +189,8 @@ class TemporalZoomNet(nn.Module):
                 shift = budget_shift(logits, mask, budget)
             tau = depth_from_logits(logits if shift is None else logits + shift)
         if not self.refinement:
-            return Depths(tau, tau.unsqueeze(-1)[..., :0])
-        return Depths(tau, ops.depth_gates(tau, self.config.refinement_layers))
+            return Depths(tau, tau.unsqueeze(-1)[..., :0], logits)
+        return Depths(tau, ops.depth_gates(tau, self.config.refinement_layers), logits)
 
     @property
     def receptive_radius(self) -> int:

@@ -85,9 +85,10 @@ class Pyramid(nn.Module):
 def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Max pooling of kernel 3, stride 2 over the valid steps: ``[B, T, D]`` to ``[B, ceil(T / 2), D]``."""
     lowest = torch.finfo(x.dtype).min
-    padded = F.pad(x.masked_fill(~mask.unsqueeze(-1), lowest), (0, 0, 1, 1 + x.shape[1] % 2), value=lowest)
-    pooled = torch.maximum(torch.maximum(padded[:, 0:-2:2], padded[:, 1:-1:2]), padded[:, 2::2])
+    padded = F.pad(x.masked_fill(~mask.unsqueeze(-1), lowest), (0, 0, 1, 2), value=lowest)  # alike for odd and even T
     mask = mask[:, ::2]
+    left, middle, right = (padded[:, tap::2][:, : mask.shape[1]] for tap in range(3))
+    pooled = torch.maximum(torch.maximum(left, middle), right)
     return pooled * mask.unsqueeze(-1), mask
 
 

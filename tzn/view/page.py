@@ -69,10 +69,24 @@ def page_text(sources: Sources, folder: Path, *, embed: bool, title: str) -> str
     }
     if sources.original is not None:
         blobs["original"] = pack_bytes(_json(sources.original).encode())
-    style = _static("page.css")
-    script = '"use strict";\n' + "\n".join(_static(name) for name in SCRIPTS)
+    return filled(data, blobs, title=title)
+
+
+def filled(
+    data: Any, blobs: dict[str, str], *, title: str, more_scripts: tuple[str, ...] = (), more_styles: tuple[str, ...] = (),
+    script_sources: str = "",
+) -> str:  # fmt: skip
+    """The template with its data, style and script, and a policy that allows these and no others.
+
+    Args:
+        data: what the script finds in ``tzn-data``; blobs: texts that it finds by id.
+        more_scripts, more_styles: files of ``static/`` after the page's own.
+        script_sources: what the policy lets the page load besides.
+    """
+    style = "\n".join(_static(name) for name in ("page.css", *more_styles))
+    script = '"use strict";\n' + "\n".join(_static(name) for name in (*SCRIPTS, *more_scripts))
     policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        f"default-src 'none'; script-src {_digest(script)}{script_sources}; style-src {_digest(style)}; "
         "media-src 'self' file: blob:; img-src data:; base-uri 'none'; form-action 'none'"
     )
     texts = "\n".join(f'<script type="text/plain" id="{name}">{text}</script>' for name, text in blobs.items())
@@ -168,4 +182,4 @@ def _static(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

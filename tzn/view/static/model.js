@@ -9,7 +9,7 @@ const SHORTEST = 0.01; // seconds: the shortest segment that can be drawn
 const DEFAULT_SCORE = 0.2;
 
 let nextKey = 0;
-const recordings = META.recordings.map((info) => ({
+const recordingOf = (info) => ({
   info,
   id: info.id,
   duration: info.duration,
@@ -17,7 +17,8 @@ const recordings = META.recordings.map((info) => ({
   dismissed: new Set(),
   edited: false,
   found: null, // {segments, scores, labels, std}: unpacked when the recording is first shown
-}));
+});
+const recordings = META.recordings.map(recordingOf);
 
 const state = {
   rec: recordings[0],

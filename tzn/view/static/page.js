@@ -554,18 +554,21 @@ function connect() {
   new ResizeObserver(invalidate).observe(overview);
 }
 
-async function start() {
-  recordings.forEach((rec, i) => {
-    const button = element(
-      "button", { type: "button", title: rec.id }, element("span", { className: "name", textContent: rec.id }),
-      element("span", { className: "facts" }),
-    );
-    button.dataset.number = i;
-    button.addEventListener("click", () => show(rec));
-    byId("recordings").append(element("li", {}, button));
-  });
+/** Put the next recording into the list. */
+function listRecording(rec) {
+  const button = element(
+    "button", { type: "button", title: rec.id }, element("span", { className: "name", textContent: rec.id }),
+    element("span", { className: "facts" }),
+  );
+  button.dataset.number = byId("recordings").children.length;
+  button.addEventListener("click", () => show(rec));
+  byId("recordings").append(element("li", {}, button));
   byId("recordings-box").hidden = recordings.length < 2;
   byId("recording-search").hidden = recordings.length < 9;
+}
+
+async function start() {
+  recordings.forEach(listRecording);
   STATUSES.forEach(({ name, colour, glyph, help }, k) => {
     byId("statuses").append(chip(name, colour, glyph, help, (event) => {
       flip(state.hiddenStatuses, k);
@@ -588,8 +591,10 @@ async function start() {
   document.documentElement.dataset.ready = "true";
 }
 
-start().catch((error) => {
+function broken(error) {
   byId("recording-name").textContent = "This page cannot be shown";
   byId("hint").textContent = String(error);
   throw error;
-});
+}
+
+if (recordings.length) start().catch(broken); // else app.js starts, once it has one

@@ -27,7 +27,7 @@ function invalidate() {
   waiting = true;
   requestAnimationFrame(() => {
     waiting = false;
-    draw();
+    if (state.rec) draw(); // a page that localizes has none at first
   });
 }
 function touch() {
