@@ -119,7 +119,7 @@ def test_signals_of_all_readers(tmp_path):
         (["predictions.json", "--media", "empty"], "no video, audio or signal files"),
         (["--media", "first.npy"], "how many samples are a second? Add --rate"),
         (["annotations.json", "--media", "first.npy", "--channels", "0,2"], "--channels 2:"),
-        (["annotations.json", "--media", "first.npy", "--channels", "x"], "--channels 'x': expected numbers"),
+        (["annotations.json", "--media", "first.npy", "--channels", "x"], "--channels x: first.npy has channels 0 to 1"),
         (["annotations.json", "--rate", "-1"], "--rate -1"),
         (["predictions.json", "--traces", "nowhere"], "nowhere: no such folder"),
         (["annotations.json", "--recording", "second", "--traces", "traces"], "no trace of 'second'"),

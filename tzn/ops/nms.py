@@ -221,6 +221,11 @@ def nms_padded(
     for name, count in (("classes", classes), ("capacity", capacity)):
         check_count(name, count, 1)
     check_choice("method", method, (*METHODS, "none"))
+    check_choice("vote_weight", vote_weight, VOTE_WEIGHTS)
+    numbers = {"iou_threshold": iou_threshold, "sigma": sigma, "min_score": min_score, "voting_thresh": voting_thresh}
+    for name, number in numbers.items():
+        if not isinstance(number, (int, float)):
+            fail(name, repr(number), "a number")
     index, score, kept, num_kept = _PADDED(
         segments, scores, labels, classes, capacity, method, multiclass, iou_threshold, sigma, min_score, voting_thresh,
         vote_weight, per_class_voting,

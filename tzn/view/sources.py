@@ -149,8 +149,9 @@ def gather(
                 signal = _level(clips[name])
             except DataError as error:  # it can be heard all the same
                 warnings.append(f"drawn without its level: {error}")
-        if duration is None:
-            duration = len(signal.samples) / signal.rate if signal else _trace_duration(trace)
+        if duration is None:  # the frames of a sound's level end before it does: the page asks the sound itself
+            own = signal if name in curves else None
+            duration = len(own.samples) / own.rate if own else _trace_duration(trace)
         nothing = np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0, np.int64)
         segments, labels, origin = truth.segments.get(name, nothing)
         pages.append(
