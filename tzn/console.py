@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from tzn.errors import DataError
+from tzn.errors import DataError, Terminated
 
 LOG = logging.getLogger("tzn")
 STANDARD = "-"
@@ -61,13 +61,9 @@ def talking(command: str, *, quiet: bool = False, verbose: bool = False) -> Iter
         threading.excepthook = of_threads
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM; as an interrupt, so that nothing takes it for an error that it can go on after."""
-
-
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM raises :class:`Terminated`: what cleans up after Ctrl-C then also does after SIGTERM."""
+    """Inside, SIGTERM raises :class:`tzn.errors.Terminated`: what cleans up after Ctrl-C then also does after SIGTERM."""
     owner = os.getpid()
 
     def stop(number: int, frame: FrameType | None) -> None:

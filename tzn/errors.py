@@ -36,3 +36,7 @@ class StoppedError(TznError):
         super().__init__(message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; as an interrupt, so that nothing takes it for an error that it can go on after."""

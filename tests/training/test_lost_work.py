@@ -16,8 +16,10 @@ import torch
 
 from tzn.cli import main
 from tzn.config_loading import config_from_dict, dump_config
+from tzn.errors import Terminated
 from tzn.files import atomic_write
 from tzn.models.checkpoint import load_checkpoint
+from tzn.training.fit import StopOnSignal
 
 RUNNING = "training.epochs=200"  # long enough to be stopped; the schedule is part of the run
 
@@ -105,6 +107,18 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(data, config, tm
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 143 and "stopped; " in errors
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)], ids=["TERM", "INT"]
+)
+def test_outside_of_training_a_signal_is_not_taken_for_an_error(number, expected):
+    with pytest.raises(expected), StopOnSignal():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except Exception:  # as reading a checkpoint has it
+            pytest.fail("taken for an error")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from tzn import __version__
 from tzn.cli import data, export, info, manual, predict, results, train
-from tzn.console import LOG, Terminated, stoppable, talking
-from tzn.errors import TznError
+from tzn.console import LOG, stoppable, talking
+from tzn.errors import Terminated, TznError
 
 # In the order in which they are listed.
 COMMANDS = (

@@ -38,7 +38,7 @@ from tzn.data.dataset import (
     load_split_annotations,
     select_recordings,
 )
-from tzn.errors import ConfigError, StoppedError, TrainingError
+from tzn.errors import ConfigError, StoppedError, Terminated, TrainingError
 from tzn.files import atomic_write, remove_temporary
 from tzn.inference.localize import localize
 from tzn.models.checkpoint import checked_header, load_checkpoint
@@ -67,7 +67,8 @@ class StopOnSignal(Callback):
     A context manager around everything that should answer so.
 
     Raises:
-        StoppedError: where the run is when it stops.
+        StoppedError: where the run is when it stops; outside of training KeyboardInterrupt, of SIGTERM
+            :class:`~tzn.errors.Terminated`.
     """
 
     def __init__(self) -> None:
@@ -91,8 +92,10 @@ class StopOnSignal(Callback):
                 os._exit(128 + number)
             return
         again, self.number = self.number is not None, number
-        if again or not self.training:
+        if self.training and again:
             raise StoppedError(number)
+        if not self.training:  # no Exception: reading a checkpoint would take one for damage
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.number is not None:
@@ -165,8 +168,10 @@ def train(
     with StopOnSignal() as stop:
         try:
             return _train(config, data, out, last, resume, (accelerator, devices, num_nodes, progress), stop)
-        except (StoppedError, SIGTERMException) as error:
-            number = error.signal_number if isinstance(error, StoppedError) else signal.SIGTERM
+        except (StoppedError, SIGTERMException, KeyboardInterrupt) as error:
+            by_hand = isinstance(error, KeyboardInterrupt) and not isinstance(error, Terminated)
+            number = signal.SIGINT if by_hand else signal.SIGTERM
+            number = error.signal_number if isinstance(error, StoppedError) else number
             then = (
                 "continue with --resume" if last.is_file() else "no epoch was finished, so start again without --resume"
             )
