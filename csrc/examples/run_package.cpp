@@ -23,13 +23,11 @@
 
 namespace {
 
-// The numbers of a list such as "mean": [0.1, 0.2] in the description, which is JSON: how many channels there are.
-long count_of(const std::string& description, const std::string& name) {
-  const size_t begin = description.find("\"" + name + "\": ["), end = description.find(']', begin);
-  if (begin == std::string::npos || end == std::string::npos) return 0;
-  long count = 1;
-  for (size_t i = begin; i < end; ++i) count += description[i] == ',';
-  return count;
+// A number in the description, which is JSON; 0: it is not there.
+long number_of(const std::string& description, const std::string& name) {
+  const std::string key = "\"" + name + "\": ";
+  const size_t at = description.find(key);
+  return at == std::string::npos ? 0 : std::atol(description.c_str() + at + key.size());
 }
 
 int run(int count, char** arguments) {
@@ -44,10 +42,10 @@ int run(int count, char** arguments) {
   }
   torch::inductor::AOTIModelPackageLoader package(arguments[1]);
   const std::string description = package.get_metadata()["tzn"];
-  const long channels = count_of(description, "mean");
+  const long channels = number_of(description, "feature_channels");
   std::ifstream file(arguments[3], std::ios::binary);
   std::vector<char> bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (channels == 0 || bytes.empty() || bytes.size() % (4 * channels)) {
+  if (channels < 1 || bytes.empty() || bytes.size() % (4 * channels)) {
     std::fprintf(stderr, "%s: %zu bytes, expected rows of %ld float32\n", arguments[3], bytes.size(), channels);
     return 2;
   }

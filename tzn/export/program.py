@@ -141,7 +141,7 @@ def describe(
         }  # fmt: skip
     return {
         "format": FORMAT, "tzn": tzn.__version__, "program": kind, "network": type(model).__name__,
-        "classes": list(checkpoint.classes), "config": config,
+        "feature_channels": model.config.feature_dim, "classes": list(checkpoint.classes), "config": config,
         "signal": None if signal is None else dataclasses.asdict(signal),
         "score_threshold": checkpoint.score_threshold, "score_threshold_split": checkpoint.score_threshold_split,
         "mean": model.feature_mean.tolist(), "std": model.feature_std.tolist(), "time_grid": grid,
