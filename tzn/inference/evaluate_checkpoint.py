@@ -85,7 +85,7 @@ def evaluate_checkpoint(
         recordings,
         data / config.data.features,
         config.data,
-        input_dim=config.model.feature_dim,
+        input_dim=config.stored_dim,
         training=False,
     )
     model = checkpoint.model.to(device).eval()
