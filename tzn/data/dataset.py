@@ -334,9 +334,7 @@ class RecordingDataset(Dataset[Example]):
         missing = [path.name for i in range(count) if not (path := self._path(i)).is_file()]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise DataError(
-                f"{self.features_dir}: {len(missing)} of {count} recordings have no feature file: {listed}"
-            )
+            raise DataError(f"{self.features_dir}: {len(missing)} of {count} recordings have no feature file: {listed}")
 
     def frame_rate(self, index: int) -> float:
         """Raw frames per second of an item."""

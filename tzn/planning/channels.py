@@ -48,12 +48,28 @@ def describe_channels(pieces: list[np.ndarray]) -> Channels:
     rows = np.concatenate(pieces).astype(np.float64)
     mean, std = rows.mean(0), rows.std(0)
     kinds = [_kind(rows[:, c], [p[:, c].astype(np.float64) for p in pieces], std[c]) for c in range(rows.shape[1])]
-    binary = [c for c, kind in enumerate(kinds) if kind == BINARY]
-    # Columns of flags of which exactly one is set everywhere; constant zeros among them are classes that did not occur.
-    if len(binary) > 1 and np.all((rows[:, binary] != 0).sum(1) == 1):
-        for c in binary:
-            kinds[c] = ONE_HOT
+    for c in _one_hot([kind == BINARY for kind in kinds], rows):
+        kinds[c] = ONE_HOT
     return Channels(tuple(kinds), mean, std)
+
+
+def _one_hot(binary: list[bool], rows: np.ndarray) -> set[int]:
+    """Neighbouring flags of which exactly one is set everywhere: the longest such run from every place."""
+    found: set[int] = set()
+    start = 0
+    while start < len(binary):
+        total, reach = np.zeros(len(rows)), start
+        for c in range(start, len(binary)):
+            if not binary[c]:
+                break
+            total = total + (rows[:, c] != 0)
+            if total.max() > 1:
+                break
+            if total.min() == 1 and c > start:
+                reach = c + 1
+        found |= set(range(start, reach))
+        start = max(reach, start + 1)
+    return found
 
 
 def _kind(values: np.ndarray, pieces: list[np.ndarray], std: float) -> str:

@@ -87,7 +87,7 @@ class Fingerprint:
         hours = self.steps.sum() / self.rate / 3600
         seconds = [f"{self.percentile(q) / self.rate:.3g}" for q in (2, 10, 50, 90, 98)]
         counts = self.class_counts[self.class_counts > 0]
-        number = len(set(self.groups[r] for r in self.recordings))
+        number = len({self.groups[r] for r in self.recordings})
         return [
             f"{len(self.recordings)} training recordings, {hours:.3g} h, {self.steps.min()} to {self.steps.max()} steps at "
             f"{self.rate:g} a second",
@@ -228,7 +228,7 @@ def _grid(training: list[Recording], steps: dict[str, int]) -> dict[str, float]:
         stride = max(float(round(frames)), 1.0) if abs(frames - max(round(frames), 1)) < 0.04 * frames else frames
         found = {"feat_stride": stride, "num_frames": stride}
         rates = {r.fps for r in training}
-        return found | ({"fps": rates.pop()} if len(rates) == 1 else {})  # type: ignore[dict-item]
+        return found | ({"fps": rates.pop() or 0.0} if len(rates) == 1 else {})
     if not timed:
         raise DataError(
             'the annotations give recordings neither "fps" (steps a second of the features) nor "duration" (seconds), so '
@@ -246,7 +246,8 @@ def _neighbours(training: list[Recording], rates: np.ndarray) -> tuple[int, int,
     for r, rate in zip(training, rates, strict=True):
         order = np.argsort(r.segments[:, 0], kind="stable")
         segments, labels = r.segments[order] * rate, r.labels[order]
-        reached, ends = -np.inf, {}
+        reached = -np.inf
+        ends: dict[int, float] = {}
         for (start, end), label in zip(segments.tolist(), labels.tolist(), strict=True):
             overlap += start < reached - 1e-3
             touching += abs(start - reached) <= 1 + 1e-3
@@ -289,7 +290,9 @@ def _sample(
     profile = filled.mean(0) / usual
     peak = float(profile[SHARPNESS_REACH - 2 : SHARPNESS_REACH + 3].max())
     half = 1 + (peak - 1) / 2
-    wide = [d for d in range(1, SHARPNESS_REACH) if max(profile[SHARPNESS_REACH - d], profile[SHARPNESS_REACH + d]) < half]
+    wide = [
+        d for d in range(1, SHARPNESS_REACH) if max(profile[SHARPNESS_REACH - d], profile[SHARPNESS_REACH + d]) < half
+    ]
     return pieces, peak, (wide[0] if wide and peak > 1 else 1)
 
 

@@ -22,16 +22,16 @@ def find_groups(entries: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str
     """
     for field in FIELDS:
         values = {key: entry.get(field) for key, entry in entries.items()}
-        if all(isinstance(v, (str, int)) and not isinstance(v, bool) for v in values.values()):
-            if len(set(values.values())) > 1:
-                return {key: str(v) for key, v in values.items()}, f'"{field}" of the annotations'
+        given = all(isinstance(v, (str, int)) and not isinstance(v, bool) for v in values.values())
+        if given and len(set(values.values())) > 1:
+            return {key: str(v) for key, v in values.items()}, f'"{field}" of the annotations'
     named = {key: [m.group(0).strip("-_. ").lower() for m in WORD.finditer(key)] for key in entries}
     if all(named.values()):
         # The word that every id has; with several, the one with the fewest values, as a person has several recordings.
         count = min(len(v) for v in named.values())
         choices = [{key: v[i] for key, v in named.items()} for i in range(count)]
         best = min(choices, key=lambda c: len(set(c.values())))
-        if 1 < len(set(best.values())):
+        if len(set(best.values())) > 1:
             return best, "the ids of the recordings"
     return {key: key for key in entries}, ""
 

@@ -32,7 +32,7 @@ EPOCHS = 20  # an epoch is what lies between two checkpoints
 VALIDATIONS = (10, 5, 4, 2, 1)
 VALIDATION_SHARE = 0.1  # of the budget
 LOOKED_AT = 16384  # grid steps of training recordings that are scored at the end
-USED = 0.85  # of the budget that steps and validations are planned to take
+USED = 0.7  # of the budget: by so much are steps dearer than alone (averaging, logs, a shared machine)
 LEAST_AFFORDED = 0.6  # of the wanted steps; a budget for less gets a narrower network
 WIDTHS = (128, 96, 64, 32)
 
@@ -159,14 +159,23 @@ def _data(plan: Plan, rules: Rules) -> int:
     if found.front_end.extractor is not None:
         for f in dataclasses.fields(found.front_end):
             value = getattr(found.front_end, f.name)
-            plan.set("front_end", f.name, list(value) if isinstance(value, tuple) else value, "as the features were made")
+            plan.set(
+                "front_end", f.name, list(value) if isinstance(value, tuple) else value, "as the features were made"
+            )
     for name in ("annotations", "features", "file_prefix", "file_suffix", "npz_key"):
         plan.set("data", name, getattr(data, name), "as the files are named")
     plan.set("data", "train_subset", data.train_subset, "the subset to learn from")
     plan.set("data", "test_subset", data.test_subset, "the subset that 'tzn eval' scores; never looked at here")
     problems = ", ".join(f"{n} {why}" for why, n in found.problems.items())
-    plan.set("data", "strict", data.strict, f"bad segments are repaired or left out: {problems}" if problems else "no bad segments")
-    plan.set("data", "fps", data.fps, "frames a second, of all recordings" if data.fps else "each recording has its own")
+    plan.set(
+        "data",
+        "strict",
+        data.strict,
+        f"bad segments are repaired or left out: {problems}" if problems else "no bad segments",
+    )
+    plan.set(
+        "data", "fps", data.fps, "frames a second, of all recordings" if data.fps else "each recording has its own"
+    )
     plan.set("data", "feat_stride", data.feat_stride, f"from durations and lengths: {found.rate:g} steps a second")
     plan.set("data", "num_frames", data.num_frames, "a step sees what lies before the next")
     shortest = found.percentile(2)
@@ -194,12 +203,19 @@ def _model(plan: Plan, found: Fingerprint, rules: Rules, model: ModelKind) -> in
     channels = plan.found.width * (plan.value("data", "pool") if flat else 1)
     section = "model" if model == "tzn" else "actionformer"
     plan.set(section, "input_dim", channels, "channels of a grid step")
-    plan.set(section, "num_classes", len(found.classes), ", ".join(found.classes[:8]) + (", …" if len(found.classes) > 8 else ""))
+    plan.set(
+        section,
+        "num_classes",
+        len(found.classes),
+        ", ".join(found.classes[:8]) + (", …" if len(found.classes) > 8 else ""),
+    )
     shortest, longest = found.percentile(2), found.percentile(98)
     if model == "actionformer":
         levels = min(1 + max(math.ceil(math.log2(max(longest, 1) / 2 / 4)), 0), MOST_LEVELS)
         edges = [0, *(4 * 2**i for i in range(levels - 1)), OPEN_END]
-        plan.set(section, "backbone_arch", [2, 2, levels - 1], f"levels up to half of the longest 2 % ({longest:.4g} steps)")
+        plan.set(
+            section, "backbone_arch", [2, 2, levels - 1], f"levels up to half of the longest 2 % ({longest:.4g} steps)"
+        )
         plan.set(section, "regression_range", [list(r) for r in itertools.pairwise(edges)], "2 to 4 strides of a level")
         plan.set(section, "n_mha_win_size", rules.window, "the published window")
         coarsest = 1 << (levels - 1)
@@ -259,7 +275,9 @@ def _augmentation(plan: Plan, found: Fingerprint, rules: Rules) -> None:
     channels = found.channels
     exact = channels.of(*EXACT)
     changes = len(exact) < found.width
-    plan.set("data", "noise", rules.noise if changes else 0.0, "of the standardised channels" if changes else "flags only")
+    plan.set(
+        "data", "noise", rules.noise if changes else 0.0, "of the standardised channels" if changes else "flags only"
+    )
     plan.set("data", "gain", 0.1 if changes else 0.0, "10 % of a channel's amplitude" if changes else "flags only")
     plan.set(
         "data", "exact_channels", list(exact),
@@ -285,7 +303,9 @@ def _augmentation(plan: Plan, found: Fingerprint, rules: Rules) -> None:
 def _length_spread(found: Fingerprint) -> float:
     """Standard deviation of log lengths within a class (median over segments' classes), as a share."""
     logs = np.log(np.maximum(found.lengths, 1e-9))
-    spreads = [(n, logs[found.labels == c].std()) for c in np.unique(found.labels) if (n := (found.labels == c).sum()) > 2]
+    spreads = [
+        (n, logs[found.labels == c].std()) for c in np.unique(found.labels) if (n := (found.labels == c).sum()) > 2
+    ]
     if not spreads:
         return 0.3
     counts, values = np.array([n for n, _ in spreads]), np.array([s for _, s in spreads])
@@ -306,12 +326,21 @@ def _validation(plan: Plan) -> None:
 def _inference(plan: Plan, found: Fingerprint) -> None:
     radius = plan.sections.get("model", {}).get("boundary_radius")
     if radius is not None:
-        plan.set("inference", "vote_window", max(int(radius.value) // 2, 1), "half of the boundary radius on either side")
+        plan.set(
+            "inference", "vote_window", max(int(radius.value) // 2, 1), "half of the boundary radius on either side"
+        )
     else:
         plan.set("inference", "mode", "anchor", "ActionFormer's segments as they are")
-    plan.set("inference", "max_segments", None, f"training counts the densest stretch ({found.density:.3g} per 1,000 steps)")
+    plan.set(
+        "inference", "max_segments", None, f"training counts the densest stretch ({found.density:.3g} per 1,000 steps)"
+    )
     crowded = found.density * 16.384 > 250
-    plan.set("inference", "pre_nms_topk", 5000 if crowded else 2000, "of every level and 16,384 steps, well above the density")
+    plan.set(
+        "inference",
+        "pre_nms_topk",
+        5000 if crowded else 2000,
+        "of every level and 16,384 steps, well above the density",
+    )
     plan.set(
         "inference", "nms", "soft",
         "segments of a class overlap; soft suppression keeps them" if found.same_class_overlap > 0.01
@@ -319,7 +348,7 @@ def _inference(plan: Plan, found: Fingerprint) -> None:
     )  # fmt: skip
     plan.set(
         "inference", "multiclass", True,
-        "classes overlap" if found.overlap > 0.01 else "other classes at the same place keep their scores: mAP ranks them apart",
+        "classes overlap" if found.overlap > 0.01 else "mAP ranks classes apart: others nearby may keep their scores",
     )  # fmt: skip
     seconds = found.lengths / found.rate
     edges = sorted({float(f"{np.percentile(seconds, q):.2g}") for q in (20, 40, 60, 80)})
@@ -343,7 +372,11 @@ def _schedule(
     crop = plan.value("data", "max_length")
     total = float(found.steps.sum())
     wanted = max(math.ceil(rules.passes * total / (batch * min(crop, found.steps.mean()))), rules.least_steps)
-    why = f"{rules.passes:g} passes over {total:.0f} grid steps" if wanted > rules.least_steps else "the least that is planned"
+    why = (
+        f"{rules.passes:g} passes over {total:.0f} grid steps"
+        if wanted > rules.least_steps
+        else "the least that is planned"
+    )
     _set_steps(plan, rules, model, wanted, batch, 1, why)
     held = set(plan.value("data", "validation"))
     validated = sum(int(n) for key, n in zip(plan.found.recordings, found.steps, strict=True) if key in held)
@@ -374,15 +407,15 @@ def _schedule(
         plan.notes.append(f"{steps} steps are few for these data ({wanted}): more --minutes would help")
 
 
-def _set_steps(
-    plan: Plan, rules: Rules, model: ModelKind, steps: int, batch: int, validations: int, why: str
-) -> int:
+def _set_steps(plan: Plan, rules: Rules, model: ModelKind, steps: int, batch: int, validations: int, why: str) -> int:
     """Everything that the number of steps decides; returns that number as the epochs make it."""
     epochs = max(min(EPOCHS, steps), 1)
     each = max(round(steps / epochs), 1)
     steps = epochs * each
     every = max(epochs // validations, 1)
-    plan.set("data", "crops_per_epoch", each * batch, f"{steps} steps in all: {why}; spread by length of the recordings")
+    plan.set(
+        "data", "crops_per_epoch", each * batch, f"{steps} steps in all: {why}; spread by length of the recordings"
+    )
     counts = plan.found.class_counts[plan.found.class_counts > 0]
     rare = counts < rules.rare * np.median(counts)
     plan.set(
@@ -403,7 +436,9 @@ def _set_steps(
     width = plan.sections.get("model", {}).get("width") or plan.sections.get("actionformer", {}).get("embd_dim")
     scale = math.sqrt(128 / width.value) if width else 1.0
     rate = float(f"{rules.learning_rate * scale:.2g}")
-    plan.set("training", "learning_rate", rate, f"{rules.learning_rate:g} at width 128, with one over the root of the width")
+    plan.set(
+        "training", "learning_rate", rate, f"{rules.learning_rate:g} at width 128, with one over the root of the width"
+    )
     decay = min(0.5 ** (1 / max(rules.half_life * steps, 1.0)), 0.9999)
     plan.set(
         "training", "ema_decay", round(decay, 5),

@@ -51,7 +51,9 @@ def measure_cost(folder: Path, device: str = "cpu") -> Callable[[ExperimentConfi
         mean, std = fit_standardisation(data)
         model.feature_mean.copy_(mean)
         model.feature_std.copy_(std)
-        cost = Cost(_step_seconds(model, config, data, device, clock), _detection_seconds(model, config, data, device, clock))
+        cost = Cost(
+            _step_seconds(model, config, data, device, clock), _detection_seconds(model, config, data, device, clock)
+        )
         torch.random.set_rng_state(state)
         return cost
 

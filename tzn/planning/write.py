@@ -28,7 +28,9 @@ def plan_text(plan: Plan, command: str, *, data: str) -> str:
     for note in plan.notes:
         lines += _comment(f"Note: {note}.", "# ")
     if plan.minutes is not None:
-        lines.append(f"# Training is expected to take {plan.minutes:.1f} CPU minutes (of all threads together) on this machine.")
+        lines.append(
+            f"# Training is expected to take {plan.minutes:.1f} CPU minutes (of all threads together) on this machine."
+        )
     lines += ["#", f"#   tzn train THIS_FILE --data {data} --out runs/my", ""]
     everything = config_to_dict(plan.config())
     for section in ORDER:

@@ -197,7 +197,9 @@ def _train(
             if not left:
                 raise error.reason from None
             slower = float(f"{config.training.learning_rate / SLOWER:.3g}")
-            warnings.warn(f"{error.reason}; training begins anew with training.learning_rate = {slower:g}", stacklevel=2)
+            warnings.warn(
+                f"{error.reason}; training begins anew with training.learning_rate = {slower:g}", stacklevel=2
+            )
             config = dataclasses.replace(config, training=config.training.replace(learning_rate=slower))
             resume = False
             for path in out.glob("checkpoints/*.ckpt"):
@@ -478,9 +480,7 @@ def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bo
     return callbacks
 
 
-def _write_summary(
-    path: Path, trainer: pl.Trainer, seconds: float, cpu_seconds: float, scores: dict[str, Any]
-) -> None:
+def _write_summary(path: Path, trainer: pl.Trainer, seconds: float, cpu_seconds: float, scores: dict[str, Any]) -> None:
     summary = {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
