@@ -48,7 +48,7 @@ def test_kinds_of_channels():
 
 def test_groups_from_fields_and_ids():
     ids = ["exp01_user01", "exp02_user01", "exp03_user02"]
-    assert find_groups(dict.fromkeys(ids, {}))[0] == {ids[0]: "user01", ids[1]: "user01", ids[2]: "user02"}
+    assert find_groups({key: {} for key in ids})[0] == {ids[0]: "user01", ids[1]: "user01", ids[2]: "user02"}
     entries = {"a": {"subject": 1}, "b": {"subject": 1}, "c": {"subject": 2}}
     assert find_groups(entries) == ({"a": "1", "b": "1", "c": "2"}, '"subject" of the annotations')
     assert find_groups({"seq1": {}, "seq2": {}}) == ({"seq1": "seq1", "seq2": "seq2"}, "")
