@@ -71,7 +71,7 @@ def test_a_configuration_and_a_folder_are_told_apart(data, tmp_path, capsys):
     assert main(["train", str(data), "--data", str(data)]) == 2
     assert "no --data" in capsys.readouterr().err
     assert main(["train", "configs/hapt.yaml"]) == 2
-    assert "--data FOLDER" in capsys.readouterr().err
+    assert "expected --data FOLDER" in capsys.readouterr().err
 
 
 def test_pooled_models_answer_alike_from_files_arrays_and_streams(data, tmp_path, capsys):

@@ -380,24 +380,27 @@ def _schedule(
     _set_steps(plan, rules, model, wanted, batch, 1, why)
     held = set(plan.value("data", "validation"))
     validated = sum(int(n) for key, n in zip(plan.found.recordings, found.steps, strict=True) if key in held)
-    widths = [w for w in WIDTHS if w < rules.width]
     _width(plan, model, rules.width, "as the tuned recipe of HAPT")
     if measure is None:
         _set_steps(plan, rules, model, wanted, batch, 5, why)
         return
-    for width in [rules.width, *widths]:
-        reason = "the widest for which the budget allows enough steps"
-        _width(plan, model, width, reason)
+    width, narrower = rules.width, [w for w in WIDTHS if w < rules.width]
+    budget = 60 * minutes * USED
+    while True:
         cost = measure(plan.config())
-        budget = 60 * minutes * USED
         # At the end detections are made once more, of held-out and of some training recordings.
         once = validated * cost.grid_step
         last = (validated + min(total, LOOKED_AT) if held else total) * cost.grid_step
         count = next((n for n in VALIDATIONS if held and n * once <= VALIDATION_SHARE * budget), 1)
         left = budget - last - (count * once if held else 0.0)
         afforded = max(int(left / cost.step), 1)
-        if afforded >= LEAST_AFFORDED * wanted or width == WIDTHS[-1]:
+        if afforded >= LEAST_AFFORDED * wanted or not narrower:
             break
+        # Only widths that may do are timed; a step's cost falls at least as fast as the width.
+        while len(narrower) > 1 and afforded * (width / narrower[0]) ** 1.5 < LEAST_AFFORDED * wanted:
+            narrower = narrower[1:]
+        width, narrower = narrower[0], narrower[1:]
+        _width(plan, model, width, "the widest for which the budget allows enough steps")
     steps = min(wanted, afforded)
     if steps < wanted:
         why = f"what {minutes:g} CPU minutes allow here ({cost.step:.2g} s a step); the data would like {wanted}"
