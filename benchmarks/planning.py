@@ -74,7 +74,7 @@ def _no_balance(plan: Plan) -> None:
 
 
 # Name: (rule, value) or a change of the plan. The first of a family is the built-in one.
-CANDIDATES: dict[str, dict[str, dict[str, float] | Edit]] = {
+CANDIDATES: dict[str, dict[str, dict[str, Any] | Edit]] = {
     "learning rate": {"1e-3": {}, "5e-4": {"learning_rate": 5e-4}, "2e-3": {"learning_rate": 2e-3}},
     "crops": {"by length": {}, "one per recording": _one_crop_each},
     "average's half-life": {"8 %": {}, "3 %": {"half_life": 0.03}, "20 %": {"half_life": 0.2}},
@@ -82,6 +82,7 @@ CANDIDATES: dict[str, dict[str, dict[str, float] | Edit]] = {
     "width": {"128": {}, "64": {"width": 64}},
     "grid": {"16 steps": {}, "8 steps": {"shortest": 8.0}},
     "noise": {"0.1": {}, "0": {"noise": 0.0}},
+    "heavy-tailed channels": {"logarithmic": {}, "as they are": {"tame": False}},
     "balance": {"rare classes": {}, "none": _no_balance},
 }
 

@@ -390,7 +390,10 @@ def test_what_conversion_leaves_out_is_said(tmp_path, capsys):
     convert = ["convert", str(found), str(tmp_path / "out.csv"), "--annotations", str(truth)]
     assert "ends before it starts" in _fails(capsys, *convert)
     assert main([*convert, "--lenient"]) == 0
-    assert capsys.readouterr().err == f"tzn convert: warning: {found}: 1 detections left out: segment ends before it starts\n"
+    assert (
+        capsys.readouterr().err
+        == f"tzn convert: warning: {found}: 1 detections left out: segment ends before it starts\n"
+    )
     blocked = tmp_path / "blocked.json"
     blocked.write_text('["q"]')
     score = ["score", str(found), str(truth), "--tiou", "0.5", "--json"]

@@ -44,6 +44,9 @@ class DataConfig(Checked):
         pool: stored steps that become one grid step, for features that are much finer than the actions are long; the
             rest of a recording that fills no grid step is left out. Frames count as stored: ``feat_stride`` stays.
         pool_kind: "mean" averages them, "flatten" puts them side by side (``model.input_dim`` = pool x stored channels).
+        log_channels: stored channels with rare large values, which the network sees as ``asinh(x / scale)``: linear up to the
+            scale, logarithmic beyond.
+        log_scales: the scale of each of them.
         fixed_length: resize every recording's features linearly to this many steps (ActivityNet practice).
         train_subset: subset name of the training recordings (case-insensitive).
         test_subset: subset name of the test recordings.
@@ -75,6 +78,8 @@ class DataConfig(Checked):
     usual_fps: Positive | None = None
     pool: Count = 1
     pool_kind: Literal["mean", "flatten"] = "mean"
+    log_channels: tuple[CountOrZero, ...] = ()
+    log_scales: tuple[Positive, ...] = ()
     fixed_length: Steps | None = None
     train_subset: str = "training"
     test_subset: str = "test"
@@ -93,6 +98,11 @@ class DataConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require(
+            len(self.log_scales) == len(self.log_channels),
+            "log_scales",
+            f"one for each of {len(self.log_channels)} channels",
+        )
         self.require(self.pool == 1 or self.fixed_length is None, "pool", "1 with data.fixed_length")
         self.require(not self.balance or self.crops_per_epoch is not None, "balance", "0 without data.crops_per_epoch")
 

@@ -405,7 +405,7 @@ class Stream:
             whole = len(rows) // size * size
             rows, self._rest = rows[:whole].reshape(whole // size, -1), rows[whole:]
         data = self._localizer.config.data
-        if data.pool > 1:
+        if data.pool > 1 or data.log_channels:
             rows = rows if self._steps is None else torch.cat([self._steps, rows])
             whole = len(rows) // data.pool * data.pool
             steps, self._steps = rows[:whole], rows[whole:]

@@ -141,6 +141,23 @@ def test_pooled_steps_and_their_grid():
         DataConfig(balance=0.5)
 
 
+def test_large_values_are_tamed_in_their_own_channels(folder):
+    rows = torch.tensor([[0.1, 5.0], [-1000.0, 5.0]])
+    config = DataConfig(log_channels=(0,), log_scales=(2.0,))
+    assert torch.allclose(
+        pooled(rows, config), torch.tensor([[np.arcsinh(0.05), 5.0], [-np.arcsinh(500.0), 5.0]]).float()
+    )
+    data = dataset(folder, log_channels=(1,), log_scales=(100.0,), pool=2)
+    # Before they are averaged, and the same for a recording that is predicted.
+    whole = data.raw(0)[0]
+    assert float(whole[0, 1]) == pytest.approx((np.arcsinh(0) + np.arcsinh(0.01)) / 2)
+    for bad in ({"log_channels": (0,)}, {"log_channels": (0,), "log_scales": (0.0,)}):
+        with pytest.raises(ConfigError, match="log_scales"):
+            DataConfig(**bad)
+    with pytest.raises(DataError, match="log_channels"):
+        pooled(rows, DataConfig(log_channels=(2,), log_scales=(1.0,)))
+
+
 def test_segments_without_labels_are_no_class_to_draw(folder):
     config = DataConfig(max_length=200, crops_per_epoch=4, balance=1.0)
     recordings = load_annotations(folder / "annotations.json").subset("training")

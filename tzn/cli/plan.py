@@ -53,7 +53,9 @@ def planned(o: argparse.Namespace, out: Path) -> ExperimentConfig:
     if (out / "checkpoints" / "last.ckpt").exists():
         raise ConfigError(f"{out} already holds a run; add --resume to continue it or choose another --out")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"{o.config}: every process would time and plan for itself; make one plan first with 'tzn init'")
+        raise ConfigError(
+            f"{o.config}: every process would time and plan for itself; make one plan first with 'tzn init'"
+        )
     progress = not (o.no_progress or o.quiet)
     plan = plan_folder(o.config, model=o.model, minutes=o.minutes, device=o.device, progress=progress)
     config = override_config(plan.config(), o.overrides)

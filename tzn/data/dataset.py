@@ -20,7 +20,7 @@ from tzn.data.annotations import Annotations, Recording, load_annotations
 from tzn.data.augment import CropSampler, clip_segments, focused_crop, random_crop, stretch_length
 from tzn.data.features import feature_path, load_features, read_header
 from tzn.data.grid import TimeGrid
-from tzn.data.pooling import pooled
+from tzn.data.pooling import pooled, tamed
 from tzn.errors import DataError
 
 CACHE_BYTES = 4 << 30  # features kept in memory, per process
@@ -316,7 +316,7 @@ class RecordingDataset(Dataset[Example]):
             return self._cache[index]
         c = self.config
         stored = torch.from_numpy(load_features(self._path(index), self.input_dim, npz_key=c.npz_key))
-        features = pooled(stored, c) if c.fixed_length is None else resize(stored, c.fixed_length)
+        features = pooled(stored, c) if c.fixed_length is None else resize(tamed(stored, c), c.fixed_length)
         self._stored_length[index] = stored.shape[0]
         size = features.numel() * features.element_size()
         if self._cached_bytes + size <= CACHE_BYTES:

@@ -25,7 +25,7 @@ from tzn.config_loading import config_from_dict
 from tzn.data.annotations import Recording, load_annotations
 from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features, read_header
-from tzn.data.pooling import pooled
+from tzn.data.pooling import pooled, tamed
 from tzn.data.signal import TEXT_SUFFIXES, check_signal, load_signal, resample, signal_to_features
 from tzn.detections import Detections, write_folder, write_predictions
 from tzn.errors import ConfigError, DataError
@@ -465,7 +465,9 @@ def localized(
         steps, rate = stored.shape[0], signal.rate if signal else job.fps
         grids.append(recording_grid(steps, data, rate))
         durations.append(job.duration or covered_seconds(steps, data, rate))
-        steps_seen = pooled(stored, data) if data.fixed_length is None else resize(stored, data.fixed_length)
+        steps_seen = (
+            pooled(stored, data) if data.fixed_length is None else resize(tamed(stored, data), data.fixed_length)
+        )
         features.append(steps_seen.to(device))
     found = {}
     results = localize_many(model, features, grids, durations, settings)

@@ -22,11 +22,13 @@ class Channels:
     Attributes:
         kinds: one of the names above per channel.
         mean, std: ``[C]`` of the sampled steps.
+        middle: ``[C]`` median size.
     """
 
     kinds: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
+    middle: np.ndarray
 
     def of(self, *kinds: str) -> tuple[int, ...]:
         """Indices of the channels of these kinds."""
@@ -50,7 +52,7 @@ def describe_channels(pieces: list[np.ndarray]) -> Channels:
     kinds = [_kind(rows[:, c], [p[:, c].astype(np.float64) for p in pieces], std[c]) for c in range(rows.shape[1])]
     for c in _one_hot([kind == BINARY for kind in kinds], rows):
         kinds[c] = ONE_HOT
-    return Channels(tuple(kinds), mean, std)
+    return Channels(tuple(kinds), mean, std, np.median(np.abs(rows), axis=0))
 
 
 def _one_hot(binary: list[bool], rows: np.ndarray) -> set[int]:

@@ -26,6 +26,7 @@ from tzn.planning.groups import held_out
 ModelKind = Literal["tzn", "actionformer"]
 WIDEST_FLAT = 128  # channels that pooled steps may have side by side; wider ones are averaged
 BATCH_STEPS = 4608  # grid steps of a batch: two crops of 2304
+LOG_FROM = 3.0  # median sizes up to which a heavy-tailed channel stays nearly linear
 MOST_CROPS = 16  # of a batch
 LONGEST_CROP = 16384
 EPOCHS = 20  # an epoch is what lies between two checkpoints
@@ -50,6 +51,7 @@ class Rules:
         window: attention window.
         width: of the network, where the budget allows.
         noise: added to standardised features.
+        tame: heavy-tailed channels become logarithmic.
         rare: a class with less than this share of the median class's segments counts as rare.
     """
 
@@ -61,6 +63,7 @@ class Rules:
     window: int = 19
     width: int = 128
     noise: float = 0.1
+    tame: bool = True
     rare: float = 0.2
 
 
@@ -293,11 +296,14 @@ def _augmentation(plan: Plan, found: Fingerprint, rules: Rules) -> None:
         if stretch
         else f"lengths within a class vary by {100 * spread:.1f} %: the rhythm is the class",
     )  # fmt: skip
-    if heavy := channels.of(HEAVY):
-        plan.notes.append(
-            f"channels {', '.join(map(str, heavy[:8]))}{', …' if len(heavy) > 8 else ''} are heavy-tailed: a logarithm or "
-            "clipping before training may help"
-        )
+    heavy = [c for c in channels.of(HEAVY) if channels.middle[c] > 1e-6 * channels.std[c]] if rules.tame else []
+    why = (
+        "have rare large values: logarithmic beyond a few times their median size"
+        if heavy
+        else "none have rare large values"
+    )
+    plan.set("data", "log_channels", heavy, why)
+    plan.set("data", "log_scales", [float(f"{LOG_FROM * channels.middle[c]:.3g}") for c in heavy], why)
 
 
 def _length_spread(found: Fingerprint) -> float:
