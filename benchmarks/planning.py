@@ -80,6 +80,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any] | Edit]] = {
     "average's half-life": {"8 %": {}, "3 %": {"half_life": 0.03}, "20 %": {"half_life": 0.2}},
     "window": {"19": {}, "31": {"window": 31}},
     "width": {"128": {}, "64": {"width": 64}},
+    "width before steps": {"from 25 %": {}, "from 60 %": {"least_share": 0.6}},
     "grid": {"16 steps": {}, "8 steps": {"shortest": 8.0}},
     "noise": {"0.1": {}, "0": {"noise": 0.0}},
     "heavy-tailed channels": {"logarithmic": {}, "as they are": {"tame": False}},

@@ -34,8 +34,7 @@ VALIDATIONS = (10, 5, 4, 2, 1)
 VALIDATION_SHARE = 0.1  # of the budget
 LOOKED_AT = 16384  # grid steps of training recordings that are scored at the end
 USED = 0.7  # of the budget: by so much are steps dearer than alone (averaging, logs, a shared machine)
-LEAST_AFFORDED = 0.6  # of the wanted steps; a budget for less gets a narrower network
-WIDTHS = (128, 96, 64, 32)
+WIDTHS = (128, 96, 64)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Rules:
         half_life: of the weight average, as a share of the steps.
         shortest: grid steps that the shortest 2 % of segments should have, where pooling can choose.
         window: attention window.
-        width: of the network, where the budget allows.
+        width: of the network, where the budget allows least_share of the wanted steps; else it is narrower.
         noise: added to standardised features.
         tame: heavy-tailed channels become logarithmic.
         rare: a class with less than this share of the median class's segments counts as rare.
@@ -62,6 +61,7 @@ class Rules:
     shortest: float = 16.0
     window: int = 19
     width: int = 128
+    least_share: float = 0.25
     noise: float = 0.1
     tame: bool = True
     rare: float = 0.2
@@ -400,10 +400,10 @@ def _schedule(
         count = next((n for n in VALIDATIONS if held and n * once <= VALIDATION_SHARE * budget), 1)
         left = budget - last - (count * once if held else 0.0)
         afforded = max(int(left / cost.step), 1)
-        if afforded >= LEAST_AFFORDED * wanted or not narrower:
+        if afforded >= rules.least_share * wanted or not narrower:
             break
         # Only widths that may do are timed; a step's cost falls at least as fast as the width.
-        while len(narrower) > 1 and afforded * (width / narrower[0]) ** 1.5 < LEAST_AFFORDED * wanted:
+        while len(narrower) > 1 and afforded * (width / narrower[0]) ** 1.5 < rules.least_share * wanted:
             narrower = narrower[1:]
         width, narrower = narrower[0], narrower[1:]
         _width(plan, model, width, "the widest for which the budget allows enough steps")
