@@ -180,3 +180,21 @@ def test_rules_can_be_replaced(plain):
     found = read_fingerprint(plain)
     changed = make_plan(found, rules=dataclasses.replace(Rules(), learning_rate=5e-4, window=31))
     assert (changed.value("training", "learning_rate"), changed.value("model", "window")) == (5e-4, 31)
+
+
+def test_signals_as_they_are_become_features(tmp_path):
+    rng = np.random.default_rng(0)
+    folder, database = tmp_path / "phone", {}
+    (folder / "recordings").mkdir(parents=True)
+    for i, rate in enumerate((50.0, 100.0, 100.0, 100.0)):
+        x, segments = signal(rng, rate, 40.0, (2.0, 6.0), 2)
+        rows = np.concatenate([np.arange(len(x))[:, None] / rate, x], 1)
+        np.savetxt(folder / f"recordings/r{i}.csv", rows, delimiter=",", header="time,a,b,c,d", comments="", fmt="%.4f")
+        annotations = [{"segment": [s, e], "label": label} for s, e, label in segments]
+        database[f"r{i}"] = {"subset": "training", "annotations": annotations}
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    plan = make_plan(read_fingerprint(folder, progress=False))
+    config = plan.config()
+    assert (config.front_end.extractor, config.front_end.rate, plan.found.rate) == ("samples", 100.0, 100.0)
+    assert config.data.pool > 4 and config.stored_dim == 4
+    assert plan.found.steps.tolist() == [4000] * 4

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from tzn.config import DataConfig, ExperimentConfig
+from tzn.config import DataConfig, ExperimentConfig, FrontEndConfig
 from tzn.data.annotations import OVERHANG_SECONDS, Annotations, Recording, parse_annotations, read_database
 from tzn.data.features import feature_path, load_features, read_header
 from tzn.errors import DataError
 from tzn.models.config import TemporalZoomNetConfig
 from tzn.planning.channels import Channels, describe_channels
 from tzn.planning.groups import find_groups
-from tzn.readers.front_end import prepare_features
+from tzn.readers import kind_of, read_recording
+from tzn.readers.front_end import FOLDERS, prepare_features, recording_id
 
 SAMPLED_RECORDINGS = 40
 SAMPLED_STEPS = 4096  # a recording
+RATES_READ = 8  # signals whose rates say what all are brought to
 SHARPNESS_REACH = 32  # steps to either side of a boundary
 TRAIN_NAMES = ("training", "train")
 TEST_NAMES = ("test", "testing", "validation", "val", "valid", "eval")
@@ -116,7 +118,8 @@ def read_fingerprint(folder: str | Path, *, progress: bool = True) -> Fingerprin
     data = DataConfig(annotations=_annotation_file(folder))
     annotations, _ = parse_annotations(folder / data.annotations, overhang=OVERHANG_SECONDS)
     data = data.replace(strict=not annotations.dropped, **_subsets(annotations), **_files(folder, annotations))
-    stand_in = ExperimentConfig(TemporalZoomNetConfig(input_dim=1, num_classes=1), data=data)
+    model = TemporalZoomNetConfig(input_dim=1, num_classes=1)
+    stand_in = ExperimentConfig(model, data=data, front_end=_signal_rate(folder, data, annotations))
     prepared = prepare_features(stand_in, folder, progress=progress)
     made = prepared.data.fps is not None  # a features.json says what a step is
     data = prepared.data
@@ -200,6 +203,19 @@ def _files(folder: Path, annotations: Annotations) -> dict[str, str]:
                         found["npz_key"] = "feats" if "feats" in loaded.files else loaded.files[0]
                 return found
     return {}
+
+
+def _signal_rate(folder: Path, data: DataConfig, annotations: Annotations) -> FrontEndConfig:
+    """For signals without features: all are brought to the rate that most of them have, a sample a step."""
+    if (folder / data.features).is_dir():
+        return FrontEndConfig()
+    for place in FOLDERS:
+        inside = sorted((folder / place).iterdir()) if (folder / place).is_dir() else []
+        signals = [p for p in inside if kind_of(p) == "samples" and recording_id(p) in annotations.recordings]
+        if signals:
+            rates = [float(f"{read_recording(p).rate:.6g}") for p in signals[:RATES_READ]]
+            return FrontEndConfig(extractor="samples", rate=Counter(rates).most_common(1)[0][0])
+    return FrontEndConfig()
 
 
 def _headers(folder: Path, data: DataConfig, training: list[Recording]) -> dict[str, int]:
