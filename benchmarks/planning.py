@@ -117,7 +117,9 @@ class Store:
         with FileLock(self.locks / "write.lock"):
             content = self.read()
             content["runs"][key] = value
-            provenance.write_json(self.path, provenance.facts() | {"runs": dict(sorted(content["runs"].items()))})
+            content = {k: v for k, v in content.items() if k in ("runs", "earlier")}
+            content["runs"] = dict(sorted(content["runs"].items()))
+            provenance.write_json(self.path, provenance.facts() | content)
 
     def claim(self, key: str) -> FileLock | None:
         """A lock on a job that is neither done nor begun by another process."""
@@ -248,9 +250,16 @@ def jobs(part: str, data: list[str], seeds: list[int], rows: list[str], families
 
 def report(store: Store, root: Path) -> str:
     runs = store.read()["runs"]
-    facts = {k: v for k, v in store.read().items() if k != "runs"}
+    earlier = store.read().get("earlier")
+    facts = provenance.facts() | {k: v for k, v in store.read().items() if k not in ("runs", "earlier")}
     parts = ["# Planned from the data alone", provenance.line(facts | {"command": "python -m benchmarks.planning"})]
     parts += [_table_text(runs, root), _rules_text(runs)]
+    if earlier:
+        parts.append(
+            "## With earlier rules\n\nMeasured before the rules had their present numbers: "
+            f"{earlier['rules']}. The goals below them are for these rows.\n\n"
+            + _table_text(earlier["runs"], root, heading=False)
+        )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -266,9 +275,9 @@ def _of(runs: dict[str, Any], part: str, data: str, kind: str) -> list[dict[str,
     return [v for k, v in runs.items() if k.rpartition("/")[0] == f"{part}/{data}/{kind}"]
 
 
-def _table_text(runs: dict[str, Any], root: Path) -> str:
+def _table_text(runs: dict[str, Any], root: Path, heading: bool = True) -> str:
     text = [
-        "## Test recordings",
+        *(["## Test recordings"] if heading else []),
         "Every row is one command without a setting by hand (hand-tuned: `configs/hapt.yaml`, `ludb.yaml` as they are). mAP in "
         "per cent, means over the seeds given (±: standard deviation); boundary error: median of start / end in seconds; GMAC: "
         "1e9 multiply-adds per recording; minutes: CPU minutes of training, of which planned rows had the budget beside them.",
@@ -287,10 +296,11 @@ def _table_text(runs: dict[str, Any], root: Path) -> str:
                 _mean(at[0.7]), " / ".join(f"{e:.3g}" for e in errors), f"{value('gmac'):.3f}",
                 f"{value('minutes'):.1f} of {value('budget'):g}", f"{value('steps'):.0f}",
             ])  # fmt: skip
-        if data in TCN:
+        measured = any(row[0] == data for row in rows)
+        if data in TCN and measured:
             a, b, c = TCN[data]
             rows.append([data, "dilated TCN (data README)", "1", "-", str(a), str(b), str(c), "-", "-", "-", "-"])
-        if data == "eye_lund2013" and (root / data / "annotations_second_rater.json").is_file():
+        if data == "eye_lund2013" and measured and (root / data / "annotations_second_rater.json").is_file():
             human = second_rater(root / data)
             m = [f"{100 * x:.1f}" for x in human["mAP"]]
             errors = " / ".join(f"{e:.3g}" for e in human["boundary_median"])
