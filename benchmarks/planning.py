@@ -2,6 +2,7 @@
 
     python -m benchmarks.planning table --data ../shared/data --seeds 0 1 2     # trains what is missing, scores the test
     python -m benchmarks.planning rules --data ../shared/data                  # rule candidates on held-out TRAINING recordings
+    python -m benchmarks.planning work --data ../shared/data                   # multiply-adds of both plans, without training
     python -m benchmarks.planning report --data ../shared/data                 # writes planning.json's tables to planning.md
 
 Every training is kept in ``planning.json`` as soon as it is done, and not run again; several processes share the work.
@@ -35,11 +36,14 @@ from tzn.data.annotations import load_annotations
 from tzn.detections import Detections
 from tzn.evaluation.report import EvaluationReport, evaluate
 from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
+from tzn.inference.localize import candidates
+from tzn.models import build_model
 from tzn.models.checkpoint import load_checkpoint
 from tzn.planning.fingerprint import read_fingerprint
 from tzn.planning.groups import held_out
 from tzn.planning.plan import Plan, Rules, make_plan
 from tzn.planning.timing import measure_cost
+from tzn.profiling import count_multiply_adds
 from tzn.training import train
 
 SETS = ("hapt", "ludb", "gtea", "eye_lund2013", "sfinge3d", "sp_sw_har", "gesture_phase")
@@ -219,6 +223,24 @@ def _scores(report: EvaluationReport) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def work(folder: Path) -> dict[str, Any]:
+    """Multiply-adds of both plans' untrained networks on noise as long as the median training recording.
+
+    Nothing is trained, so the depth is set to its target. Both networks refine the same number of candidates at most.
+    """
+    found = read_fingerprint(folder, progress=False)
+    steps, counts = int(np.median(found.steps)), {}
+    for kind in ("tzn", "actionformer"):
+        config = make_plan(found, model=kind).config()  # type: ignore[arg-type]
+        network = build_model(config.model).eval()
+        inference = config.inference.replace(pre_nms_thresh=0.0099, pre_nms_topk=200)
+        if kind == "tzn":
+            inference = inference.replace(budget=config.training.target_depth)
+        features = torch.randn(max(steps // config.data.pool, 1), config.model.feature_dim)
+        counts[kind] = count_multiply_adds(lambda n=network, x=features, i=inference: candidates(n, x, i))[1] / 1e9  # type: ignore[misc]
+    return {"steps": steps, **counts}
+
+
 def second_rater(folder: Path) -> dict[str, Any]:
     """The second human rater's segments scored as detections, on the test recordings that both rated."""
     truth = load_annotations(folder / "annotations.json", strict=False)
@@ -253,7 +275,7 @@ def report(store: Store, root: Path) -> str:
     earlier = store.read().get("earlier")
     facts = provenance.facts() | {k: v for k, v in store.read().items() if k not in ("runs", "earlier")}
     parts = ["# Planned from the data alone", provenance.line(facts | {"command": "python -m benchmarks.planning"})]
-    parts += [_table_text(runs, root), _rules_text(runs)]
+    parts += [_table_text(runs, root), _work_text(runs), _rules_text(runs)]
     if earlier:
         parts.append(
             "## With earlier rules\n\nMeasured before the rules had their present numbers: "
@@ -261,6 +283,22 @@ def report(store: Store, root: Path) -> str:
             + _table_text(earlier["runs"], root, heading=False)
         )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _work_text(runs: dict[str, Any]) -> str:
+    rows = []
+    for data in SETS:
+        if (found := runs.get(f"work/{data}")) is not None:
+            ours, base = found["tzn"], found["actionformer"]
+            rows.append([data, str(found["steps"]), f"{ours:.3f}", f"{base:.3f}", f"{100 * (1 - ours / base):.0f} %"])
+    if not rows:
+        return ""
+    return "\n\n".join([
+        "## Multiply-adds of both plans at equal width",
+        "1e9 multiply-adds for a recording of the median length, without a budget of time (width 128): untrained networks on "
+        "noise, TemporalZoomNet at its target depth of 0.25.",
+        table(["data", "steps", "tzn", "ActionFormer", "fewer"], rows),
+    ])  # fmt: skip
 
 
 def _mean(values: list[float]) -> str:
@@ -380,16 +418,16 @@ def _rules_text(runs: dict[str, Any]) -> str:
     }
     if not built_in:
         return ""
-    for family, candidates in CANDIDATES.items():
+    for family, others in CANDIDATES.items():
         gains: dict[str, dict[str, float]] = {}
-        for name in list(candidates)[1:]:
+        for name in list(others)[1:]:
             for d in built_in:
                 if found := _of(runs, "rules", d, f"{family}: {name}"):
                     gains.setdefault(name, {})[d] = 100 * (np.mean([r["validation_mAP"] for r in found]) - built_in[d])
         for name, by_set in gains.items():
             rows.append([family, name, *(f"{by_set[d]:+.1f}" if d in by_set else "-" for d in built_in),
                          f"{np.mean(list(by_set.values())):+.1f}"])  # fmt: skip
-        if gains and (line := _left_out(family, next(iter(candidates)), gains)):
+        if gains and (line := _left_out(family, next(iter(others)), gains)):
             verdicts.append(line)
     base = [
         "built-in",
@@ -429,7 +467,7 @@ def _left_out(family: str, usual: str, gains: dict[str, dict[str, float]]) -> st
 
 def main() -> None:
     p = provenance.parser(__doc__)
-    p.add_argument("part", choices=("table", "rules", "report"))
+    p.add_argument("part", choices=("table", "rules", "work", "report"))
     p.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     p.add_argument("--runs", type=Path, default=Path("runs/planning"), help="folder of the trained runs")
     p.add_argument("--sets", nargs="+", default=list(SETS))
@@ -440,7 +478,10 @@ def main() -> None:
     o: argparse.Namespace = p.parse_args()
     torch.set_num_threads(1)
     store = Store(o.out / "planning.json")
-    if o.part != "report":
+    if o.part == "work":
+        for name in o.sets:
+            store.add(f"work/{name}", work(o.data / name))
+    elif o.part != "report":
         warnings.simplefilter("ignore")
         for job in jobs(o.part, o.sets, o.seeds, o.rows, o.rules):
             if (lock := store.claim(job.key)) is None:
