@@ -17,6 +17,7 @@ LAYERS = (
     {"cli"},
     {"demo"},
     {"localizer"},
+    {"planning"},  # trains a few steps to time them
     {"compat", "export", "info", "training", "view"},
     {"inference"},
     {"visualization"},

@@ -24,7 +24,7 @@ ROOT = README.parent
 
 # Command, or its beginning: why it is not run here.
 NOT_RUN: dict[str, str] = {}
-SHORTER = {"training.epochs=30": "training.epochs=2"}
+SHORTER = {"training.epochs=30": "training.epochs=2", "20": "0.02"}  # --minutes
 # Overrides that make the configurations of the README small enough for a test.
 SMALL_ACTIONFORMER = [
     "actionformer.input_dim=6", "actionformer.num_classes=3", "actionformer.embd_dim=16", "actionformer.fpn_dim=16",
@@ -72,7 +72,6 @@ def place(tmp_path_factory) -> Path:
     for name in ("phone", "monday", "tuesday"):
         np.savetxt(place / f"{name}.csv", rng.normal(size=(700, 6)), delimiter=",")
 
-    (place / "my.yaml").write_text(dump_config(small_run.small_config()))
     student = small_run.small_config("training.epochs=2", "data.fps=10")
     (place / "configs/hapt_student.yaml").write_text(dump_config(student))
     thumos = load_config(ROOT / "configs/actionformer_thumos14_i3d.yaml", SMALL_ACTIONFORMER)

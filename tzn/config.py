@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, MinLen, Predicate
 
 from tzn.checked import AtLeastZero, Checked, Count, CountOrZero, Positive, PositiveShare, Share, ShareBelowOne
+from tzn.errors import ConfigError
 from tzn.models.config import ActionFormerConfig, TemporalZoomNetConfig
 
 LEAST_SEGMENTS = 200  # what the field gives every recording
@@ -40,6 +41,12 @@ class DataConfig(Checked):
         num_frames: raw frames that one feature step sees.
         fps: raw frames per second; ``None`` takes each recording's own from the annotations.
         usual_fps: of recordings that have none of their own; ``None``: training puts the rate that its recordings share.
+        pool: stored steps that become one grid step, for features that are much finer than the actions are long; the
+            rest of a recording that fills no grid step is left out. Frames count as stored: ``feat_stride`` stays.
+        pool_kind: "mean" averages them, "flatten" puts them side by side (``model.input_dim`` = pool x stored channels).
+        log_channels: stored channels with rare large values, which the network sees as ``asinh(x / scale)``: linear up to the
+            scale, logarithmic beyond.
+        log_scales: the scale of each of them.
         fixed_length: resize every recording's features linearly to this many steps (ActivityNet practice).
         train_subset: subset name of the training recordings (case-insensitive).
         test_subset: subset name of the test recordings.
@@ -52,6 +59,10 @@ class DataConfig(Checked):
         noise: standard deviation of Gaussian noise added to standardised features in training.
         gain: standard deviation of a random per-channel log gain in training.
         stretch: recordings are resampled in time by a factor in ``[1/(1+stretch), 1+stretch]`` in training.
+        exact_channels: stored channels that neither noise nor gain changes (flags, one-hot columns, angles that wrap).
+        crops_per_epoch: training crops in an epoch, spread over the recordings in proportion to their length (one that is
+            shorter than ``max_length`` counts as so long); ``None``: one crop of every recording, however long.
+        balance: share of these crops that show a segment of a class drawn evenly, so that rare classes are seen.
     """
 
     section: ClassVar[str] = "data"
@@ -65,6 +76,10 @@ class DataConfig(Checked):
     num_frames: AtLeastZero = 1.0
     fps: Positive | None = None
     usual_fps: Positive | None = None
+    pool: Count = 1
+    pool_kind: Literal["mean", "flatten"] = "mean"
+    log_channels: tuple[CountOrZero, ...] = ()
+    log_scales: tuple[Positive, ...] = ()
     fixed_length: Steps | None = None
     train_subset: str = "training"
     test_subset: str = "test"
@@ -77,6 +92,19 @@ class DataConfig(Checked):
     noise: AtLeastZero = 0.0
     gain: AtLeastZero = 0.0
     stretch: AtLeastZero = 0.0
+    exact_channels: tuple[CountOrZero, ...] = ()
+    crops_per_epoch: Count | None = None
+    balance: Share = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            len(self.log_scales) == len(self.log_channels),
+            "log_scales",
+            f"one for each of {len(self.log_channels)} channels",
+        )
+        self.require(self.pool == 1 or self.fixed_length is None, "pool", "1 with data.fixed_length")
+        self.require(not self.balance or self.crops_per_epoch is not None, "balance", "0 without data.crops_per_epoch")
 
 
 @dataclass(frozen=True)
@@ -126,7 +154,8 @@ class TrainingConfig(Checked):
 
     Attributes:
         epochs: passes over the training recordings, warm-up included.
-        warmup_epochs: epochs of linear warm-up before the cosine decay.
+        warmup_epochs: epochs of linear warm-up before the cosine decay; where they are not fewer than ``epochs``, the
+            first fifth of the steps.
         batch_size: recordings per optimiser step over all devices and accumulation steps.
         accumulate: micro-batches per optimiser step.
         learning_rate, weight_decay: of AdamW; biases, norms, scales and position biases are not decayed.
@@ -136,6 +165,9 @@ class TrainingConfig(Checked):
         seed: seeds weights, order, crops and stochastic depth.
         num_workers: data loader processes.
         validate_every: epochs between validations (0: only at the end).
+        patience: validations without a better mAP after which training ends (0: it runs to its end).
+        retries: how often training begins anew with a third of the learning rate when the loss does not fall, or is no
+            number any more, in its first fifth of steps.
         class_weight, offset_weight, boundary_weight, depth_weight: weights of the losses.
         slope_weight: alpha, weight of the (slope - 1)^2 term inside the boundary loss.
         boundary_loss: "laplace" (negative log-likelihood) or "l1" (the paper's form).
@@ -164,6 +196,8 @@ class TrainingConfig(Checked):
     seed: int = 0
     num_workers: int = 0
     validate_every: int = 5
+    patience: CountOrZero = 0
+    retries: CountOrZero = 0
     class_weight: float = 1.0
     offset_weight: float = 1.0
     boundary_weight: float = 1.0
@@ -182,7 +216,6 @@ class TrainingConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.warmup_epochs < self.epochs, "warmup_epochs", f"less than training.epochs = {self.epochs}")
         self.require(
             self.batch_size % self.accumulate == 0,
             "accumulate",
@@ -281,3 +314,18 @@ class ExperimentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def stored_dim(self) -> int:
+        """Channels of the feature files, which the network may see pooled (``data.pool``).
+
+        Raises:
+            ConfigError: ``model.input_dim`` is no multiple of ``data.pool`` with flattened steps.
+        """
+        side_by_side = self.data.pool if self.data.pool_kind == "flatten" else 1
+        if self.model.feature_dim % side_by_side:
+            raise ConfigError(
+                f"{self.model.section}.input_dim = {self.model.feature_dim}: expected a multiple of data.pool = "
+                f"{side_by_side}, whose steps are side by side (data.pool_kind)"
+            )
+        return self.model.feature_dim // side_by_side

@@ -25,7 +25,9 @@ SECTIONS: dict[str, type[Checked]] = {
     )
 }  # fmt: skip
 # Of the section "data", what only training crops go through.
-AUGMENTATION = ("max_length", "crop_ratio", "trunc_thresh", "noise", "gain", "stretch")
+AUGMENTATION = (
+    "max_length", "crop_ratio", "trunc_thresh", "noise", "gain", "stretch", "exact_channels", "crops_per_epoch", "balance",
+)  # fmt: skip
 PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tzn.config import ExperimentConfig, InferenceConfig
 from tzn.config_loading import config_from_dict, override_trained
 from tzn.data.dataset import recording_grid
+from tzn.data.pooling import pooled
 from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError
 from tzn.inference.predict import (
@@ -115,7 +116,7 @@ class Localizer:
     @property
     def channels(self) -> int:
         """Columns of a recording."""
-        return len(self.signal.channels) if self.signal else self.config.model.feature_dim
+        return len(self.signal.channels) if self.signal else self.config.stored_dim
 
     @property
     def device(self) -> torch.device:
@@ -378,6 +379,7 @@ class Stream:
     def __init__(self, localizer: Localizer, inner: StreamLocalizer) -> None:
         self._localizer, self._inner = localizer, inner
         self._rest: Tensor | None = None  # samples of a step that is not complete
+        self._steps: Tensor | None = None  # stored steps of a grid step that is not complete (data.pool)
         self.latency = inner.latency * inner.grid.step
 
     def push(self, chunk: np.ndarray | Tensor) -> Detections:
@@ -392,6 +394,12 @@ class Stream:
             size = self._localizer.signal.samples_per_step
             whole = len(rows) // size * size
             rows, self._rest = rows[:whole].reshape(whole // size, -1), rows[whole:]
+        data = self._localizer.config.data
+        if data.pool > 1 or data.log_channels:
+            rows = rows if self._steps is None else torch.cat([self._steps, rows])
+            whole = len(rows) // data.pool * data.pool
+            steps, self._steps = rows[:whole], rows[whole:]
+            rows = pooled(steps, data) if whole else rows.new_zeros(0, self._localizer.config.model.feature_dim)
         return self._localizer.named(self._inner.push(rows), None)
 
     def close(self) -> Detections:

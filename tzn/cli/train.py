@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 
-from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, done, load_trained, write_json
+from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, done, load_trained, warn, write_json
+from tzn.cli.plan import add_plan, planned
 
 
 def add_demo(commands: Commands) -> None:
@@ -26,13 +28,15 @@ def _demo(o: argparse.Namespace) -> None:
 def add_train(commands: Commands) -> None:
     p = command(
         commands, "train", _train, "train a localizer",
+        "tzn train mydata --out runs/my --minutes 20\n"
         "tzn train configs/hapt.yaml --data hapt --out runs/hapt training.epochs=10\n"
         "several processes: torchrun --nproc-per-node=2 -m tzn train …",
     )  # fmt: skip
-    p.add_argument("config", type=Path, help="YAML configuration, see configs/")
+    p.add_argument("config", type=Path, help="YAML configuration (see configs/), or a data folder to plan one for")
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
-    p.add_argument("--data", type=Path, required=True, help="folder with annotations.json and features/")
-    p.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the configuration)")
+    p.add_argument("--data", type=Path, help="folder with annotations.json and features/ (with a configuration)")
+    p.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the configuration or data)")
+    add_plan(p)
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     add_device(p, "auto")
     p.add_argument("--devices", type=int, help="devices per machine (default: all that torchrun started, else one)")
@@ -42,14 +46,22 @@ def add_train(commands: Commands) -> None:
 
 def _train(o: argparse.Namespace) -> None:
     from tzn.config_loading import load_config
+    from tzn.errors import ConfigError
     from tzn.training import train
 
-    out = o.out or Path("runs") / o.config.stem
+    folder = o.config.is_dir()
+    if folder and o.data is not None:
+        raise ConfigError(f"{o.config} is a data folder: expected no --data with it")
+    if not folder and o.data is None:
+        raise ConfigError(f"{o.config}: no data folder, so a configuration; expected --data FOLDER with it")
+    out = o.out or Path("runs") / o.config.resolve().stem
+    config, data = (planned(o, out), o.config) if folder else (load_config(o.config, o.overrides), o.data)
     best = train(
-        load_config(o.config, o.overrides), o.data, out, resume=o.resume, accelerator=o.device, devices=o.devices,
+        config, data, out, resume=o.resume, accelerator=o.device, devices=o.devices,
         num_nodes=o.num_nodes, progress=not (o.no_progress or o.quiet),
     )  # fmt: skip
-    done(o, f"checkpoint: {best}\nnext: tzn eval {best} --data {o.data}")
+    warn(json.loads((out / "run.json").read_text())["advice"])
+    done(o, f"checkpoint: {best}\nnext: tzn eval {best} --data {data}")
 
 
 def add_eval(commands: Commands) -> None:
@@ -66,7 +78,9 @@ def add_eval(commands: Commands) -> None:
         help="mean depth in (0, 1] to run at, or 'trained' (default); repeat to compare",
     )  # fmt: skip
     p.add_argument("--video-scores", type=Path, help=VIDEO_SCORES)
-    p.add_argument("--out", type=Path, help="folder for predictions.json and report.json of the first budget")
+    p.add_argument(
+        "--out", type=Path, help="folder for predictions.json, report.json and errors.png of the first budget"
+    )
     p.add_argument("--json", action="store_true", help="print JSON instead of tables")
     add_device(p, "cpu")
 
@@ -75,6 +89,7 @@ def _eval(o: argparse.Namespace) -> None:
     from tzn.detections import write_predictions
     from tzn.evaluation.comparison import comparison_table
     from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
+    from tzn.visualization.dataset_plots import plot_error_costs
 
     checkpoint, config = load_trained(o.checkpoint, o.overrides)
     results = {}
@@ -87,6 +102,8 @@ def _eval(o: argparse.Namespace) -> None:
     if o.out:
         write_predictions(o.out / "predictions.json", first.detections, first.classes)
         write_json(o.out / "report.json", {name: r.to_dict() for name, r in results.items()})
+        if importlib.util.find_spec("matplotlib"):  # tables need no pictures
+            plot_error_costs(o.out / "errors.png", first.report.costs, first.report.score.average_mAP)
     if o.json:
         print(json.dumps({name: r.to_dict() for name, r in results.items()}))
         return

@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 
 from tzn.config import DataConfig
 from tzn.data.annotations import Annotations, Recording, load_annotations
-from tzn.data.augment import clip_segments, random_crop, stretch_length
-from tzn.data.features import feature_path, load_features
+from tzn.data.augment import CropSampler, clip_segments, focused_crop, random_crop, stretch_length
+from tzn.data.features import feature_path, load_features, read_header
 from tzn.data.grid import TimeGrid
+from tzn.data.pooling import pooled, tamed
 from tzn.errors import DataError
 
 CACHE_BYTES = 4 << 30  # features kept in memory, per process
@@ -164,8 +165,9 @@ class RecordingDataset(Dataset[Example]):
         recordings: what to iterate over, see :func:`select_recordings`.
         features_dir: folder of the feature files.
         config: time grid, file names, resizing, augmentation.
-        input_dim: expected feature width; None takes the first recording's.
-        training: crop and augment, and keep only segments that the features show.
+        input_dim: expected width of the stored features; None takes the first recording's.
+        training: crop and augment, and keep only segments that the features show. Items are then the
+            ``config.crops_per_epoch`` crops of an epoch, where that is set.
         seed: of crops and augmentation.
         channel_std: ``[C]`` standard deviation of the features, the unit of ``data.noise``. None fits it when first
             needed; set it before starting loader processes, else each of them fits it.
@@ -201,16 +203,22 @@ class RecordingDataset(Dataset[Example]):
         self._fps = [self._frame_rate(r) for r in self.recordings]  # raw frames per second
         self.input_dim = input_dim
         if input_dim is None:
-            self.input_dim = self._features(0).shape[1]
+            self.input_dim = read_header(self._path(0), npz_key=config.npz_key).channels
+        self._sampler = None
+        if training and config.crops_per_epoch is not None:
+            steps = [read_header(self._path(i), npz_key=config.npz_key).steps for i in range(len(self.recordings))]
+            self._sampler = CropSampler(self.recordings, np.array(steps) // config.pool, config, seed)
 
     def __len__(self) -> int:
-        return len(self.recordings)
+        return len(self.recordings) if self._sampler is None else self._sampler.crops
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the crops and augmentations of an epoch."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> Example:
+        if self._sampler is not None:
+            return self._crop(index, self._sampler)
         recording = self.recordings[index]
         features, grid = self.raw(index)
         duration = recording.duration or covered_seconds(self._stored_length[index], self.config, self._fps[index])
@@ -221,8 +229,38 @@ class RecordingDataset(Dataset[Example]):
         features, grid, seen, kept = self._augmented(features, grid, recording.segments, index)
         return Example(recording.id, features, torch.from_numpy(seen).float(), labels[kept], grid, duration)
 
+    def _crop(self, item: int, sampler: CropSampler) -> Example:
+        """A crop of the recording that the sampler draws; stretched after it is cut, so that length costs nothing."""
+        c = self.config
+        rng = np.random.default_rng([self.seed, self.epoch, item])
+        index, focus = sampler.draw(self.epoch, item, rng)
+        recording = self.recordings[index]
+        features, grid = self.raw(index)
+        duration = recording.duration or covered_seconds(self._stored_length[index], c, self._fps[index])
+        factor = stretch_length(1 << 20, c.stretch, rng) / (1 << 20) if c.stretch else 1.0
+        reach = reach_of(c)
+        segments, kept = clip_segments(grid.to_steps(recording.segments), 0, features.shape[0], reach, c.trunc_thresh)
+        window = focused_crop(
+            segments, features.shape[0], max(round(c.max_length / factor), 1), c.crop_ratio, c.trunc_thresh, reach, rng,
+            None if focus is None else float(grid.to_steps(focus)),
+        )  # fmt: skip
+        segments, inside = clip_segments(segments, *window, reach, c.trunc_thresh)
+        features, grid = features[window[0] : window[1]], grid.cropped(window[0])
+        segments = segments - window[0]
+        if factor != 1.0:
+            length = features.shape[0]
+            stretched = min(max(round(length * factor), 1), c.max_length)
+            seconds = grid.to_seconds(segments)
+            features, grid = resize(features, stretched), grid.resized(length, stretched)
+            segments = grid.to_steps(seconds)
+        return Example(
+            recording.id, self._perturbed(features, rng), torch.from_numpy(segments).float(),
+            torch.from_numpy(recording.labels[kept[inside]]), grid, duration,
+        )  # fmt: skip
+
     def raw(self, index: int) -> tuple[Tensor, TimeGrid]:
-        """Whole features ``[T, C]`` of an item and their grid: resized to ``data.fixed_length``, not augmented."""
+        """Whole features ``[T, C]`` of a recording (not of a crop) and their grid: pooled, resized to
+        ``data.fixed_length``, not augmented."""
         features = self._features(index)
         return features, recording_grid(self._stored_length[index], self.config, self._fps[index])
 
@@ -236,7 +274,7 @@ class RecordingDataset(Dataset[Example]):
             length = features.shape[0]
             stretched = stretch_length(length, c.stretch, rng)
             features, grid = resize(features, stretched), grid.resized(length, stretched)
-        reach = 0.5 if c.fixed_length else 0.5 * c.num_frames / c.feat_stride
+        reach = reach_of(c)
         window = (0, features.shape[0])
         segments, kept = clip_segments(grid.to_steps(seconds), *window, reach, c.trunc_thresh)
         crop = random_crop(segments, features.shape[0], c.max_length, c.crop_ratio, c.trunc_thresh, reach, rng)
@@ -250,21 +288,35 @@ class RecordingDataset(Dataset[Example]):
         c = self.config
         if c.gain:
             gain = np.exp(c.gain * rng.standard_normal(features.shape[1])).astype(np.float32)
+            gain[self._exact(features.shape[1])] = 1.0
             features = features * torch.from_numpy(gain)
         if c.noise:
             if self.channel_std is None:
                 self.channel_std = fit_standardisation(self)[1]
             std = torch.as_tensor(self.channel_std, dtype=torch.float32)
             noise = rng.standard_normal(features.shape, dtype=np.float32)
+            noise[:, self._exact(features.shape[1])] = 0.0
             features = features + c.noise * std * torch.from_numpy(noise)
         return features
+
+    def _exact(self, width: int) -> np.ndarray:
+        """Columns of the network's input that hold ``data.exact_channels``.
+
+        Raises:
+            DataError: a channel that the features do not have.
+        """
+        stored = self.input_dim or width
+        exact = np.array(self.config.exact_channels, dtype=np.int64)
+        if len(exact) and exact.max() >= stored:
+            raise DataError(f"data.exact_channels: {exact.max()}, expected channels below {stored}")
+        return (exact + stored * np.arange(width // stored)[:, None]).ravel()
 
     def _features(self, index: int) -> Tensor:
         if index in self._cache:
             return self._cache[index]
         c = self.config
         stored = torch.from_numpy(load_features(self._path(index), self.input_dim, npz_key=c.npz_key))
-        features = stored if c.fixed_length is None else resize(stored, c.fixed_length)
+        features = pooled(stored, c) if c.fixed_length is None else resize(tamed(stored, c), c.fixed_length)
         self._stored_length[index] = stored.shape[0]
         size = features.numel() * features.element_size()
         if self._cached_bytes + size <= CACHE_BYTES:
@@ -278,12 +330,11 @@ class RecordingDataset(Dataset[Example]):
     def _check_files(self) -> None:
         if not self.features_dir.is_dir():
             raise DataError(f"{self.features_dir}: no such folder of features (data.features)")
-        missing = [path.name for i in range(len(self)) if not (path := self._path(i)).is_file()]
+        count = len(self.recordings)
+        missing = [path.name for i in range(count) if not (path := self._path(i)).is_file()]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise DataError(
-                f"{self.features_dir}: {len(missing)} of {len(self)} recordings have no feature file: {listed}"
-            )
+            raise DataError(f"{self.features_dir}: {len(missing)} of {count} recordings have no feature file: {listed}")
 
     def frame_rate(self, index: int) -> float:
         """Raw frames per second of an item."""
@@ -308,11 +359,20 @@ def covered_seconds(steps: int, config: DataConfig, fps: float) -> float:
 
 
 def recording_grid(steps: int, config: DataConfig, fps: float) -> TimeGrid:
-    """Grid of a recording with ``steps`` stored feature steps, after the resize to ``data.fixed_length`` if any."""
+    """Grid of a recording with ``steps`` stored feature steps, after pooling or the resize to ``data.fixed_length``."""
     if config.fixed_length is None:
-        return TimeGrid.from_frames(config.feat_stride, config.num_frames, fps)
+        frames = config.num_frames + (config.pool - 1) * config.feat_stride
+        return TimeGrid.from_frames(config.pool * config.feat_stride, frames, fps)
     step = covered_seconds(steps, config, fps) / config.fixed_length
     return TimeGrid(step, 0.5 * step)
+
+
+def reach_of(config: DataConfig) -> float:
+    """Grid steps that features see beyond their step's centre."""
+    if config.fixed_length:
+        return 0.5
+    frames = config.num_frames + (config.pool - 1) * config.feat_stride
+    return 0.5 * frames / (config.pool * config.feat_stride)
 
 
 def fit_standardisation(dataset: RecordingDataset) -> tuple[Tensor, Tensor]:
@@ -322,7 +382,7 @@ def fit_standardisation(dataset: RecordingDataset) -> tuple[Tensor, Tensor]:
     """
     first = dataset.raw(0)[0].double()
     count, mean, square = 0, torch.zeros_like(first[0]), torch.zeros_like(first[0])
-    for i in range(len(dataset)):
+    for i in range(len(dataset.recordings)):
         x = dataset.raw(i)[0].double()
         # Chan's update keeps precision where the mean is much larger than the spread.
         shift = x.mean(0) - mean

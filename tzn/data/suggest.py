@@ -12,6 +12,7 @@ import numpy as np
 
 MOST_LEVELS = 8
 POINTS_INSIDE = 4
+NEARLY = 0.07  # of a doubling: 5 % short of four points pass for four
 COARSEST_FIRST_STRIDE = 8
 OPEN_END = 10000
 
@@ -47,7 +48,7 @@ def suggest(segment_steps: np.ndarray, recording_steps: np.ndarray) -> Suggestio
     for larger ones; there are as many levels as it takes to reach half the length of the longest 2 %.
     """
     shortest, quick, longest = np.percentile(segment_steps, [2, 10, 98])
-    first_stride = min(2 ** max(math.floor(math.log2(shortest / POINTS_INSIDE)), 0), COARSEST_FIRST_STRIDE)
+    first_stride = min(2 ** max(math.floor(math.log2(shortest / POINTS_INSIDE) + NEARLY), 0), COARSEST_FIRST_STRIDE)
     num_levels = 1 + max(math.ceil(math.log2(longest / 2 / (4 * first_stride))), 0)
     num_levels = min(num_levels, MOST_LEVELS)
     edges = [0, *(4 * first_stride * 2**i for i in range(num_levels - 1)), OPEN_END]

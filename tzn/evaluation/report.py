@@ -16,6 +16,7 @@ from tzn.errors import ConfigError
 from tzn.evaluation.boundary_error import SIDES, boundary_errors, summarize_errors
 from tzn.evaluation.breakdown import Bucket, bucket_mAP, group_mAP
 from tzn.evaluation.detection_map import Score, score_detections
+from tzn.evaluation.error_costs import ErrorCost, costs_table, error_costs
 from tzn.evaluation.flat import GroundTruth
 
 ERROR_KEYS = ("bias", "median", "p90")
@@ -30,12 +31,14 @@ class EvaluationReport:
         short: ``[tiou]`` mAP over ``EvaluationConfig.short_classes``; None when none of them has ground truth.
         buckets: mAP by length bucket, see :func:`tzn.evaluation.breakdown.bucket_mAP`.
         errors: boundary errors, see :func:`tzn.evaluation.boundary_error.summarize_errors`.
+        costs: what keeps mAP down, the dearest first (:func:`tzn.evaluation.error_costs.error_costs`); empty: not asked for.
     """
 
     score: Score
     short: np.ndarray | None
     buckets: dict[str, Bucket]
     errors: dict[str, Any]
+    costs: tuple[ErrorCost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; ``ap`` is ``[tiou][class]``, ``recall`` is ``[tiou][k]``, ``short_mAP`` is by tIoU."""
@@ -49,10 +52,12 @@ class EvaluationReport:
         }  # fmt: skip
         if self.short is not None:
             result["short_mAP"] = {f"{t:g}": float(v) for t, v in zip(s.tiou, self.short, strict=True)}
+        if self.costs:
+            result["error_costs"] = [cost._asdict() for cost in self.costs]
         return result
 
     def table(self) -> str:
-        """Two Markdown tables: scores in per cent per tIoU, and boundary errors in seconds."""
+        """Markdown tables: scores in per cent per tIoU, boundary errors in seconds, and (where known) costs of errors."""
         s = self.score
         rows = [_row(f"mAP ({s.counts.sum()} segments)", s.mAP)]
         if self.short is not None:
@@ -60,7 +65,15 @@ class EvaluationReport:
         rows += [_row(f"mAP, length {name} ({b.segments})", b.mAP) for name, b in self.buckets.items()]
         rows += [_row(f"Recall@{k}x", s.recall[:, i]) for i, k in enumerate(s.top_k)]
         rows += [_row(f"AP {name} ({s.counts[i]})", s.ap[:, i]) for i, name in enumerate(s.classes)]
-        return _markdown(["%", *(f"@{t:g}" for t in s.tiou), "average"], rows) + "\n\n" + self._error_table()
+        return (
+            _markdown(["%", *(f"@{t:g}" for t in s.tiou), "average"], rows)
+            + "\n\n"
+            + self._error_table()
+            + self._costs_text()
+        )
+
+    def _costs_text(self) -> str:
+        return "\n\n" + costs_table(self.costs) if self.costs else ""
 
     def _error_table(self) -> str:
         header = ["boundary error, s", "matched", *(f"{side} {key}" for side in SIDES for key in ERROR_KEYS)]
@@ -80,6 +93,8 @@ def evaluate(
     detections: Mapping[str, Detections],
     classes: Sequence[str],
     config: EvaluationConfig,
+    *,
+    costs: bool = False,
 ) -> EvaluationReport:
     """Score detections of annotated recordings.
 
@@ -88,6 +103,7 @@ def evaluate(
         detections: by recording id.
         classes: names in label order.
         config: thresholds, recall multiples, length buckets and short classes.
+        costs: also find out what keeps mAP down; short is what belongs to the first length bucket.
 
     Raises:
         DataError: no ground truth at all, or arrays that do not fit together.
@@ -105,7 +121,9 @@ def evaluate(
     except ValueError as error:
         raise ConfigError(f"evaluation.length_buckets: {error}") from None
     errors = summarize_errors(boundary_errors(truth, detections, len(classes)), classes)
-    return EvaluationReport(score, group_mAP(score, config.short_classes), buckets, errors)
+    short = config.length_buckets[0] if config.length_buckets else None
+    dear = error_costs(truth, detections, len(classes), config.tiou, short) if costs else []
+    return EvaluationReport(score, group_mAP(score, config.short_classes), buckets, errors, tuple(dear))
 
 
 def _row(name: str, values: np.ndarray) -> list[str]:

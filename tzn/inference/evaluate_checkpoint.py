@@ -85,7 +85,7 @@ def evaluate_checkpoint(
         recordings,
         data / config.data.features,
         config.data,
-        input_dim=config.model.feature_dim,
+        input_dim=config.stored_dim,
         training=False,
     )
     model = checkpoint.model.to(device).eval()
@@ -106,7 +106,7 @@ def evaluate_checkpoint(
         classes = annotations.classes
         found = fuse_video_scores(found, load_video_scores(video_scores, classes))
         recordings = select_recordings(annotations, dataclasses.replace(config.data, single_class=False), split)
-    report = evaluate(recordings, found, classes, config.evaluation)
+    report = evaluate(recordings, found, classes, config.evaluation, costs=True)
     return CheckpointEvaluation(
         report, found, classes, traces, depth / max(steps, 1), work / len(dataset) / 1e9, statistics.median(times)
     )

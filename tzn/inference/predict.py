@@ -25,6 +25,7 @@ from tzn.config_loading import config_from_dict
 from tzn.data.annotations import Recording, load_annotations
 from tzn.data.dataset import covered_seconds, recording_grid, resize
 from tzn.data.features import load_features, read_header
+from tzn.data.pooling import pooled, tamed
 from tzn.data.signal import TEXT_SUFFIXES, check_signal, load_signal, resample, signal_to_features
 from tzn.detections import Detections, write_folder, write_predictions
 from tzn.errors import ConfigError, DataError
@@ -332,7 +333,7 @@ def check_input(path: Path, config: ExperimentConfig, signal: RawSignal | None) 
                 if extractor is None
                 else f"{path}: this model reads {', '.join(SUFFIXES[kind_of_extractor(extractor)])} or features (.npy, .npz)"
             )
-        read_header(path, config.model.feature_dim, npz_key=config.data.npz_key)
+        read_header(path, config.stored_dim, npz_key=config.data.npz_key)
     elif path.suffix in (".npy", *TEXT_SUFFIXES):
         check_signal(path, len(signal.channels))
     else:
@@ -342,7 +343,7 @@ def check_input(path: Path, config: ExperimentConfig, signal: RawSignal | None) 
 def read_input(job: Job, config: ExperimentConfig, signal: RawSignal | None) -> np.ndarray:
     """Features ``[T, C]`` of a recording."""
     if signal is None:
-        return load_features(job.path, npz_key=config.data.npz_key, input_dim=config.model.feature_dim)
+        return load_features(job.path, npz_key=config.data.npz_key, input_dim=config.stored_dim)
     try:
         if job.path.suffix != ".npy" and (job.path.suffix not in TEXT_SUFFIXES or has_times(job.path)):
             return signal_to_features(_timed_samples(job, signal), signal.samples_per_step)
@@ -464,7 +465,10 @@ def localized(
         steps, rate = stored.shape[0], signal.rate if signal else job.fps
         grids.append(recording_grid(steps, data, rate))
         durations.append(job.duration or covered_seconds(steps, data, rate))
-        features.append((stored if data.fixed_length is None else resize(stored, data.fixed_length)).to(device))
+        steps_seen = (
+            pooled(stored, data) if data.fixed_length is None else resize(tamed(stored, data), data.fixed_length)
+        )
+        features.append(steps_seen.to(device))
     found = {}
     results = localize_many(model, features, grids, durations, settings)
     for (job, _), grid, (detections, trace) in zip(batch, grids, results, strict=True):

@@ -29,7 +29,7 @@ from tzn.nn.losses import bernoulli_divergence, laplace_divergence
 NEAR = 0.9  # share of the radius below which the teacher's distance says where a boundary is
 # What a point and a step mean: teacher and student must agree on it.
 SAME_MODEL = ("input_dim", "num_classes", "first_stride", "num_levels", "regression_ranges")
-SAME_GRID = ("feat_stride", "num_frames", "fps", "fixed_length")
+SAME_GRID = ("feat_stride", "num_frames", "fps", "fixed_length", "pool", "pool_kind", "log_channels", "log_scales")
 SAME_FIELDS = ("boundary_fields", "boundary_radius")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader
@@ -40,13 +41,13 @@ from tzn.data.dataset import (
 )
 from tzn.errors import ConfigError, StoppedError, Terminated, TrainingError
 from tzn.files import atomic_write, remove_temporary
-from tzn.inference.localize import localize
 from tzn.models.checkpoint import checked_header, load_checkpoint
 from tzn.models.checkpoint_file import read_checkpoint, write_checkpoint
 from tzn.readers.front_end import prepare_features
 from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
 from tzn.training.resolve import best_f1_threshold, fingerprint, resolve_config
+from tzn.training.watch import LOOKED_AT, SLOWER, LossWatch, advice, begins_anew, detect, mean_ap, some_of
 
 LOG = logging.getLogger("tzn")
 # Lightning's tips and tree warnings say nothing about a run.
@@ -186,8 +187,50 @@ def _train(
     config = prepare_features(config, data, progress=machine[3])
     train_set, validation_set = build_datasets(config, data)
     config = resolve_config(config, train_set)
+    if resume and config.training.retries:
+        config = _with_found_rate(config, last)
     # Before seeding: building a teacher draws random numbers, and a student with one starts as the student without.
     teacher = load_teacher(config, train_set.classes) if config.training.teacher else None
+    for left in range(config.training.retries, -1, -1):
+        try:
+            return _attempt(config, train_set, validation_set, teacher, data, out, last, resume, machine, stop)
+        except _AnewError as error:
+            if not left:
+                raise error.reason from None
+            slower = float(f"{config.training.learning_rate / SLOWER:.3g}")
+            warnings.warn(
+                f"{error.reason}; training begins anew with training.learning_rate = {slower:g}", stacklevel=2
+            )
+            config = dataclasses.replace(config, training=config.training.replace(learning_rate=slower))
+            resume = False
+            for path in out.glob("checkpoints/*.ckpt"):
+                path.unlink()
+    raise AssertionError("a last attempt returns or raises")
+
+
+class _AnewError(Exception):
+    """A training that a smaller learning rate may save."""
+
+    def __init__(self, reason: TrainingError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _with_found_rate(config: ExperimentConfig, last: Path) -> ExperimentConfig:
+    """With the learning rate of the checkpoint, where that is what new beginnings made of the configuration's."""
+    rate = config_from_dict(checked_header(read_checkpoint(last), last)["config"]).training.learning_rate
+    tried = config.training.learning_rate
+    for _ in range(config.training.retries):
+        tried = float(f"{tried / SLOWER:.3g}")
+        if tried == rate:
+            return dataclasses.replace(config, training=config.training.replace(learning_rate=rate))
+    return config
+
+
+def _attempt(
+    config: ExperimentConfig, train_set: RecordingDataset, validation_set: RecordingDataset | None, teacher: Any,
+    data: Path, out: Path, last: Path, resume: bool, machine: tuple[str, int | None, int, bool], stop: StopOnSignal,
+) -> Path:  # fmt: skip
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     held_out = validation_set.recordings if validation_set else []
     described = fingerprint(train_set.classes, [*train_set.recordings, *held_out])
@@ -214,13 +257,20 @@ def _train(
             )  # fmt: skip
         begin, cpu_begin = time.perf_counter(), time.process_time()
         stop.training = True
-        _fit(trainer, module, RecordingData(config, train_set, validation_set), last, resume)
-        stop.training = False
+        try:
+            _fit(trainer, module, RecordingData(config, train_set, validation_set), last, resume)
+        except TrainingError as error:
+            if trainer.world_size == 1 and config.training.retries and begins_anew(error, trainer):
+                raise _AnewError(error) from error
+            raise
+        finally:
+            stop.training = False
         best = out / "checkpoints" / "best.ckpt"
         chosen = best if validation_set is not None and best.is_file() else last
         if trainer.is_global_zero:
-            _write_summary(out / "run.json", trainer, time.perf_counter() - begin, time.process_time() - cpu_begin)
-            _store_threshold(chosen, config, validation_set, data)
+            seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+            scores = _store_threshold(chosen, config, train_set, validation_set, data)
+            _write_summary(out / "run.json", trainer, seconds, cpu_seconds, scores)
     return chosen
 
 
@@ -286,27 +336,37 @@ def _described(data: dict[str, Any]) -> str:
     return f"{data.get('recordings')} with {data.get('segments')} segments (digest {data.get('digest')})"
 
 
-def _store_threshold(path: Path, config: ExperimentConfig, validation: RecordingDataset | None, data: Path) -> None:
-    """Put the score of the best F1 on held-out recordings, or where there are none on the training ones, in a checkpoint."""
+def _store_threshold(
+    path: Path, config: ExperimentConfig, train_set: RecordingDataset, validation: RecordingDataset | None, data: Path
+) -> dict[str, Any]:
+    """Put the score of the best F1 on held-out recordings, or where there are none on the training ones, in a checkpoint.
+
+    Returns:
+        ``training_mAP`` (of some training recordings where others are held out), ``validation_mAP`` or None, and
+        ``advice``: what they say, in lines.
+    """
     split = "validation" if validation is not None else "training"
     loaded = load_checkpoint(path)
-    if validation is None:
-        annotations = load_split_annotations(data, config.data)
-        recordings = select_recordings(annotations, config.data, "train")
-        folder = data / config.data.features
-        validation = RecordingDataset(
-            annotations, recordings, folder, config.data, config.model.feature_dim, training=False
-        )
-    found = {}
-    for i in range(len(validation)):
-        example = validation[i]
-        found[example.id], _ = localize(
-            loaded.model, example.features, example.grid, example.duration, config.inference
-        )
-    threshold = best_f1_threshold(validation.recordings, found, len(loaded.classes))
+    classes, evaluation = loaded.classes, config.evaluation
+    seen = range(len(train_set.recordings)) if validation is None else some_of(train_set, LOOKED_AT)
+    annotations = load_split_annotations(data, config.data)
+    recordings = [train_set.recordings[i] for i in seen]
+    learned = RecordingDataset(
+        annotations, recordings, data / config.data.features, config.data, config.stored_dim, training=False
+    )
+    scored = learned if validation is None else validation
+    found = detect(loaded.model, scored, config.inference)
+    threshold = best_f1_threshold(scored.recordings, found, len(classes))
     content = read_checkpoint(path)
     content["tzn"] |= {"score_threshold": threshold, "score_threshold_split": split}
     write_checkpoint(path, content)
+    known = found if validation is None else detect(loaded.model, learned, config.inference)
+    training = mean_ap(learned, known, classes, evaluation) if any(len(r.labels) for r in recordings) else None
+    held_out = None
+    if validation is not None and any(len(r.labels) for r in validation.recordings):
+        held_out = mean_ap(validation, found, classes, evaluation)
+    lines = [] if training is None else advice(training, held_out)
+    return {"training_mAP": training, "validation_mAP": held_out, "advice": lines}
 
 
 def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDataset, RecordingDataset | None]:
@@ -321,7 +381,7 @@ def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDatas
     unknown = [name for name in config.evaluation.short_classes if name not in classes]
     if unknown:
         raise ConfigError(f"evaluation.short_classes: {unknown[0]!r} is not a class; the data has {', '.join(classes)}")
-    folder, width, seed = data / c.features, config.model.feature_dim, config.training.seed
+    folder, width, seed = data / c.features, config.stored_dim, config.training.seed
     chosen = select_recordings(annotations, c, "train")
     train_set = RecordingDataset(annotations, chosen, folder, c, width, training=True, seed=seed)
     if not c.validation:
@@ -367,7 +427,7 @@ def _trainer(
     ]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     devices = devices or (processes if processes > 1 or accelerator == "cpu" else None)
-    every = c.validate_every if validate and c.validate_every else c.epochs
+    every = min(c.validate_every, c.epochs) if validate and c.validate_every else c.epochs
     try:
         return pl.Trainer(
             max_epochs=c.epochs,
@@ -410,21 +470,29 @@ def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bo
     )
     callbacks.append(ModelCheckpoint(filename="best", save_on_train_epoch_end=not validate, **monitor, **common))
     callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
+    if config.training.retries:
+        callbacks.append(LossWatch())
+    if validate and config.training.patience:
+        callbacks.append(
+            EarlyStopping("val/mAP", mode="max", patience=config.training.patience, check_on_train_epoch_end=False)
+        )
     if progress:
         callbacks.append(TrainingBar())
     return callbacks
 
 
-def _write_summary(path: Path, trainer: pl.Trainer, seconds: float, cpu_seconds: float) -> None:
+def _write_summary(path: Path, trainer: pl.Trainer, seconds: float, cpu_seconds: float, scores: dict[str, Any]) -> None:
     summary = {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "processes": trainer.world_size,
         "seconds": round(seconds, 1),  # of this start; a resumed run counts from where it resumed
         "cpu_seconds": round(cpu_seconds, 1),
+        "process_cpu_seconds": round(time.process_time(), 1),  # planning, scoring and start-up included
         "device": str(trainer.strategy.root_device),
         "torch": torch.__version__,
         "tzn": __version__,
+        **scores,
     }
     with atomic_write(path) as file:
         json.dump(summary, file, indent=1)

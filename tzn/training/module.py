@@ -148,8 +148,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def warmup_cosine(step: int, total: int, config: TrainingConfig) -> float:
-    """Factor on the learning rate: linear over the warm-up epochs, then half a cosine to zero."""
-    warmup = round(total * config.warmup_epochs / config.epochs)
+    """Factor on the learning rate: linear over the warm-up epochs, then half a cosine to zero.
+
+    A warm-up that would take all epochs (``training.epochs=1`` on top of a longer recipe) takes a fifth of the steps.
+    """
+    share = config.warmup_epochs / config.epochs
+    warmup = round(total * (share if share < 1 else 0.2))
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))

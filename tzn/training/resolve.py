@@ -54,7 +54,7 @@ def densest_span(dataset: RecordingDataset, span: int = LIMIT_STEPS) -> float:
         if dataset.config.fixed_length is not None or not count:  # at a fixed length nothing goes on
             most = max(most, count)
             continue
-        rate = dataset.frame_rate(i) / dataset.config.feat_stride
+        rate = dataset.frame_rate(i) / (dataset.config.feat_stride * dataset.config.pool)
         centre = np.sort(recording.segments.mean(1)) * rate
         inside = np.searchsorted(centre, centre + span, "right") - np.arange(count)
         steps = max((recording.duration or float(recording.segments.max())) * rate, LEAST_STEPS)

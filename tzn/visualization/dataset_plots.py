@@ -1,4 +1,4 @@
-"""Pictures of a whole split: precision and recall, boundary errors, lengths."""
+"""Pictures of a whole split: precision and recall, boundary errors, costs of errors, lengths."""
 
 from __future__ import annotations
 
@@ -116,4 +116,28 @@ def plot_lengths(path: str | Path, lengths: Mapping[str, Sequence[float] | np.nd
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return save_figure(figure, path)
+
+
+def plot_error_costs(path: str | Path, costs: Sequence[tuple[str, float, int]], average_mAP: float) -> Path:
+    """Bars of the mAP that every kind of error costs.
+
+    Args:
+        path: ``.png`` or ``.svg``.
+        costs: (name, mAP as a fraction, detections or segments), as :func:`tzn.evaluation.error_costs.error_costs` gives.
+        average_mAP: of the detections, for the title.
+
+    Raises:
+        DataError: another suffix. TznError: matplotlib missing.
+    """
+    figure = new_figure(8, 0.5 * len(costs) + 1.6)
+    axis = figure.subplots()
+    names = [f"{name} ({count})" for name, _, count in costs]
+    gains = [100 * gain for _, gain, _ in costs]
+    bars = axis.barh(names, gains, color=[colour_of(i) for i in range(len(costs))])
+    axis.bar_label(bars, [f"{gain:.1f}" for gain in gains], padding=3, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel="points of average mAP that these errors cost", title=f"average mAP {100 * average_mAP:.1f}")
+    axis.margins(x=0.12)
+    axis.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, path)

@@ -1,0 +1,109 @@
+"""Trainings that go wrong, or would: new beginnings, early ends, advice, one epoch."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import small_run
+
+import tzn.training.fit as fit
+from tzn.config import TrainingConfig
+from tzn.errors import TrainingError
+from tzn.models.checkpoint import load_checkpoint
+from tzn.training import train
+from tzn.training.module import warmup_cosine
+from tzn.training.watch import LossWatch, advice, some_of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_run.small_data(tmp_path_factory.mktemp("data"))
+
+
+def _train(data, out, *overrides: str, resume: bool = False):
+    best = train(small_run.small_config(*overrides), data, out, accelerator="cpu", progress=False, resume=resume)
+    return best, json.loads((out / "run.json").read_text())
+
+
+def test_a_diverged_training_begins_anew_with_a_smaller_rate(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "SLOWER", 1e33)
+    overrides = ["training.learning_rate=1e30", "training.warmup_epochs=0", "training.epochs=2"]
+    with pytest.warns(UserWarning, match="begins anew with training.learning_rate = 0.001"):
+        best, run = _train(data, tmp_path / "run", *overrides, "training.retries=1")
+    assert run["epochs"] == 2
+    assert load_checkpoint(best).config["training"]["learning_rate"] == 1e-3
+    # Resuming with the configuration of the first beginning goes on with the rate that was found.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*begins anew")
+        best, _ = _train(data, tmp_path / "run", *overrides, "training.retries=1", resume=True)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        _train(data, tmp_path / "none", *overrides)
+
+
+class _Trainer:
+    estimated_stepping_batches = 200
+
+    def __init__(self) -> None:
+        self.callback_metrics: dict[str, float] = {}
+
+
+def _watch(losses) -> None:
+    trainer, watch = _Trainer(), LossWatch()
+    for loss in losses:
+        trainer.callback_metrics = {"train/class": loss / 2, "train/offset": loss / 2}
+        watch.on_train_batch_end(trainer)
+
+
+def test_a_loss_that_does_not_fall_ends_the_training():
+    _watch([2 - i / 100 for i in range(200)])
+    _watch([2 - i / 100 for i in range(40)] + [5.0] * 160)  # only the beginning is watched
+    with pytest.raises(TrainingError, match="does not fall"):
+        _watch([2.0] * 40)
+    with pytest.raises(TrainingError, match="does not fall"):
+        _watch([float(i) for i in range(40)])
+
+
+def test_one_epoch_trains_and_validates(data, tmp_path):
+    best, run = _train(data, tmp_path / "run", "training.epochs=1", 'data.validation=["*3"]')
+    assert (run["epochs"], best.name) == (1, "best.ckpt")
+    assert run["validation_mAP"] is not None
+
+
+def test_a_warm_up_longer_than_training_takes_a_fifth():
+    config = TrainingConfig(epochs=1, warmup_epochs=5)
+    factors = [warmup_cosine(step, 50, config) for step in range(50)]
+    assert factors.index(max(factors)) == 9
+    assert factors[-1] < 0.01
+
+
+def test_validations_without_a_better_score_end_the_training(data, tmp_path):
+    settings = [
+        "training.learning_rate=1e-12",
+        "training.epochs=12",
+        "training.validate_every=1",
+        "training.patience=2",
+    ]
+    _, run = _train(data, tmp_path / "run", *settings, 'data.validation=["*3"]')
+    assert run["epochs"] < 12
+
+
+def test_advice_names_what_is_wrong_and_what_helps():
+    assert advice(0.9, 0.8) == advice(0.9, None) == []
+    (under,), (over,) = advice(0.3, 0.25), advice(0.95, 0.4)
+    assert under.startswith("underfit") and "--minutes" in under
+    assert over.startswith("overfit") and "data.noise" in over
+    assert len(advice(0.45, 0.1)) == 2
+
+
+def test_training_recordings_are_scored_from_all_over_the_list():
+    class Few:
+        recordings = [type("R", (), {"labels": [0] if i != 4 else []})() for i in range(9)]
+
+        def raw(self, index):
+            return [type("T", (), {"shape": (100, 1)})()]
+
+    assert some_of(Few(), 250) != [0, 1, 2]
+    assert 4 not in some_of(Few(), 10**9)
+    assert len(some_of(Few(), 10**9)) == 8
