@@ -29,6 +29,7 @@ LAYERS = (
     {"ops"},
     {"kernels"},
     {"reference"},
+    {"calibration"},
     {"checked", "optional", "plain_pickle"},
     {"errors", "files"},
 )

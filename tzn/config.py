@@ -21,6 +21,7 @@ CropRatio = Annotated[
 Steps = Annotated[int, Gt(1), "an integer > 1"]
 Teacher = Annotated[str, MinLen(1), "a checkpoint, the folder of a run"]
 Chunk = Annotated[int, Ge(256), "an integer >= 256"]
+Scales = Annotated[tuple[float, float], Predicate(lambda s: min(s) > 0), "a list of 2 values > 0"]
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,8 @@ class InferenceConfig(Checked):
         vote_window: W, steps on either side of a crossing that vote.
         vote_correlation: correlation of the errors of neighbouring votes, in [0, 1]; standard errors of crossings grow by
             ``sqrt(1 + 2 W * vote_correlation)``. One network's errors at neighbouring steps are nearly equal.
+        std_scale: factors on the standard errors of detections: of ends that a crossing moved, and of all others. ``tzn
+            calibrate`` stores them with the checkpoint; they change no segment, score or order.
         min_slope: an up-crossing counts when the field's slope there exceeds this.
         snap_sigmas: a segment end snaps to a crossing within this many combined standard errors.
         quality: exponent of the expected-overlap factor on the score (0: class score only).
@@ -225,6 +228,7 @@ class InferenceConfig(Checked):
     estimator: Literal["vote_median", "vote_mean", "crossing"] = "vote_median"
     vote_window: Count = 4
     vote_correlation: Share = 1.0
+    std_scale: Scales = (1.0, 1.0)
     min_slope: float = 0.5
     snap_sigmas: float = 3.0
     quality: float = 0.0

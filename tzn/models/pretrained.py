@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from tzn.errors import CheckpointError, ConfigError
 from tzn.files import atomic_write
-from tzn.models.checkpoint import LoadedCheckpoint, localizer
+from tzn.models.checkpoint import LoadedCheckpoint, localizer, with_calibration
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -59,11 +59,12 @@ def load_pretrained(name: str) -> Pretrained:
         weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dict)
     try:
         model = localizer(header["config"], header["classes"], weights)
+        config, calibration = with_calibration(header["config"], header.get("calibration"))
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"pretrained model {name!r}: {error}") from None
     signal = RawSignal(**{**header["signal"], "channels": tuple(header["signal"]["channels"])})
     threshold = (header.get("score_threshold"), header.get("score_threshold_split"))
-    return Pretrained(LoadedCheckpoint(model, tuple(header["classes"]), header["config"], *threshold), signal)
+    return Pretrained(LoadedCheckpoint(model, tuple(header["classes"]), config, *threshold, calibration), signal)
 
 
 def save_pretrained(path: Path, checkpoint: LoadedCheckpoint, signal: RawSignal) -> None:
@@ -76,6 +77,7 @@ def save_pretrained(path: Path, checkpoint: LoadedCheckpoint, signal: RawSignal)
     header: dict[str, Any] = {
         "config": checkpoint.config, "classes": checkpoint.classes, "signal": dataclasses.asdict(signal),
         "score_threshold": checkpoint.score_threshold, "score_threshold_split": checkpoint.score_threshold_split,
+        "calibration": None if checkpoint.calibration is None else checkpoint.calibration.to_dict(),
     }  # fmt: skip
     with atomic_write(path, "wb") as file:
         file.write(save(weights, metadata={"tzn": json.dumps(header)}))
