@@ -20,6 +20,7 @@ CropRatio = Annotated[
 ]
 Steps = Annotated[int, Gt(1), "an integer > 1"]
 Teacher = Annotated[str, MinLen(1), "a checkpoint, the folder of a run"]
+Start = Annotated[str, MinLen(1), "a model that comes with tzn, a checkpoint, the folder of a run"]
 Chunk = Annotated[int, Ge(256), "an integer >= 256"]
 Scales = Annotated[tuple[float, float], Predicate(lambda s: min(s) > 0), "a list of 2 values > 0"]
 
@@ -147,6 +148,8 @@ class TrainingConfig(Checked):
         depth_warmup: share of training over which the target falls from 1 to ``target_depth``.
         teacher: checkpoint, or folder of a run, of a trained TemporalZoomNet that a TemporalZoomNet learns from besides
             the annotations; ``None``: no teacher.
+        start: model that comes with tzn, checkpoint, or folder of a run whose weights training starts from, as far as they
+            fit, see :mod:`tzn.training.start`; ``None``: random weights.
         distill_class_weight, distill_boundary_weight, distill_depth_weight: weights of the teacher's class probabilities,
             boundary distances and depths, see :mod:`tzn.training.distillation`.
     """
@@ -177,6 +180,7 @@ class TrainingConfig(Checked):
     target_depth: PositiveShare = 0.6
     depth_warmup: float = 0.5
     teacher: Teacher | None = None
+    start: Start | None = None
     distill_class_weight: AtLeastZero = 1.0
     distill_boundary_weight: AtLeastZero = 0.3
     distill_depth_weight: AtLeastZero = 1.0

@@ -22,7 +22,7 @@ from tzn.config import ExperimentConfig, InferenceConfig
 from tzn.config_loading import config_from_dict, override_trained
 from tzn.data.dataset import recording_grid
 from tzn.detections import Detections
-from tzn.errors import CheckpointError, ConfigError, DataError
+from tzn.errors import ConfigError, DataError
 from tzn.inference.calibrated import calibrated, calibration_of
 from tzn.inference.predict import (
     SHORT_STEPS,
@@ -36,8 +36,8 @@ from tzn.inference.predict import (
     signal_features,
 )  # fmt: skip
 from tzn.inference.stream import StreamLocalizer
-from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
-from tzn.models.pretrained import RawSignal, load_pretrained, pretrained_names
+from tzn.models.checkpoint import LoadedCheckpoint
+from tzn.models.pretrained import RawSignal, load_trained
 
 ARRAYS = (np.ndarray, Tensor)
 Recording = str | PathLike[str] | np.ndarray | Tensor  # a file, or an array [T, C]
@@ -61,19 +61,8 @@ def load(source: str | PathLike[str], overrides: Sequence[str] = (), *, device: 
     >>> model.config.inference.nms
     'hard'
     """
-    signal, name = None, str(source)
-    if isinstance(source, str) and source in pretrained_names():
-        known = load_pretrained(source)
-        checkpoint, signal = known.checkpoint, known.signal
-    else:
-        path = Path(source)
-        if not path.exists():
-            names = ", ".join(repr(known) for known in pretrained_names())
-            raise CheckpointError(
-                f"{name!r}: no such file or folder; expected a checkpoint, the folder of a run, or a model that comes "
-                f"with tzn: {names}"
-            )
-        checkpoint, name = load_checkpoint(run_checkpoint(path)), path.name
+    checkpoint, signal = load_trained(source)
+    name = str(source) if signal is not None else Path(source).name
     return Localizer(checkpoint, signal, overrides=overrides, name=name).to(device)
 
 

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 
 from tzn import __version__
-from tzn.cli import calibrate, data, info, predict, results, train
+from tzn.cli import calibrate, data, info, predict, pretrained, results, train
 from tzn.errors import TznError
 
 # In the order in which they are listed.
 COMMANDS = (
-    train.add_demo, data.add_features, train.add_train, train.add_eval, calibrate.add_calibrate, predict.add_predict, results.add_score,
+    train.add_demo, data.add_features, train.add_train, train.add_eval, calibrate.add_calibrate, predict.add_predict, pretrained.add_pretrained, results.add_score,
     results.add_convert, data.add_data, results.add_plot, results.add_view, info.add_info,
 )  # fmt: skip
 

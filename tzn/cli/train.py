@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from tzn.cli._shared import OVERRIDES, VIDEO_SCORES, Commands, add_device, command, load_trained, write_json
@@ -27,6 +28,7 @@ def add_train(commands: Commands) -> None:
     p = command(
         commands, "train", _train, "train a localizer",
         "tzn train configs/hapt.yaml --data hapt --out runs/hapt training.epochs=10\n"
+        "tzn train my.yaml --data mydata --out runs/my --from hapt\n"
         "several processes: torchrun --nproc-per-node=2 -m tzn train …",
     )  # fmt: skip
     p.add_argument("config", type=Path, help="YAML configuration, see configs/")
@@ -34,6 +36,11 @@ def add_train(commands: Commands) -> None:
     p.add_argument("--data", type=Path, required=True, help="folder with annotations.json and features/")
     p.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the configuration)")
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    p.add_argument(
+        "--from", dest="start", metavar="NAME|RUN",
+        help="start from the weights of a model that comes with tzn ('tzn pretrained list'), a run or a checkpoint: the "
+        "network gets its sizes, with this data's input and classes",
+    )  # fmt: skip
     add_device(p, "auto")
     p.add_argument("--devices", type=int, help="devices per machine (default: all that torchrun started, else one)")
     p.add_argument("--num-nodes", type=int, default=1, help="machines")
@@ -45,9 +52,14 @@ def _train(o: argparse.Namespace) -> None:
     from tzn.training import train
 
     out = o.out or Path("runs") / o.config.stem
+    config = load_config(o.config, o.overrides)
+    if o.start is not None:
+        from tzn.training.start import sized_like
+
+        config = sized_like(config, o.start)
     best = train(
-        load_config(o.config, o.overrides), o.data, out, resume=o.resume, accelerator=o.device, devices=o.devices,
-        num_nodes=o.num_nodes, progress=not o.no_progress,
+        config, o.data, out, resume=o.resume, accelerator=o.device, devices=o.devices,
+        num_nodes=o.num_nodes, progress=not o.no_progress, say=lambda line: print(f"tzn train: {line}", file=sys.stderr),
     )  # fmt: skip
     print(f"checkpoint: {best}\nnext: tzn eval {best} --data {o.data}")
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import save
 
 from tzn.errors import CheckpointError, ConfigError
 from tzn.files import atomic_write
-from tzn.models.checkpoint import LoadedCheckpoint, localizer, with_calibration
+from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, localizer, run_checkpoint, with_calibration
 
 FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -65,6 +67,66 @@ def load_pretrained(name: str) -> Pretrained:
     signal = RawSignal(**{**header["signal"], "channels": tuple(header["signal"]["channels"])})
     threshold = (header.get("score_threshold"), header.get("score_threshold_split"))
     return Pretrained(LoadedCheckpoint(model, tuple(header["classes"]), config, *threshold, calibration), signal)
+
+
+def load_trained(source: str | PathLike[str]) -> tuple[LoadedCheckpoint, RawSignal | None]:
+    """A checkpoint by whatever name a user has for it, and of a model that comes with tzn the signal it reads.
+
+    Args:
+        source: name of a model that comes with tzn, the folder of a run (its best checkpoint), or a checkpoint. The name
+            goes first: a folder named so is "./hapt".
+
+    Raises:
+        CheckpointError: there is no such thing, or it is damaged.
+    """
+    if isinstance(source, str) and source in pretrained_names():
+        known = load_pretrained(source)
+        return known.checkpoint, known.signal
+    path = Path(source)
+    if not path.exists():
+        names = ", ".join(repr(name) for name in pretrained_names())
+        raise CheckpointError(
+            f"{str(source)!r}: no such file or folder; expected a checkpoint, the folder of a run, or a model that comes "
+            f"with tzn: {names}"
+        )
+    return load_checkpoint(run_checkpoint(path)), None
+
+
+def read_card(name: str) -> tuple[dict[str, Any], str]:
+    """Facts and text of a model's card, ``tzn/pretrained/NAME.md``.
+
+    The facts are the lines of YAML between two lines ``---`` at its top, as model cards have them elsewhere: ``license``,
+    ``data``, ``input``, ``metrics`` (texts), ``seconds`` of CPU time to train.
+
+    Raises:
+        CheckpointError: unknown name, or a damaged card.
+    """
+    if name not in pretrained_names():
+        raise CheckpointError(f"pretrained model {name!r}: expected one of {', '.join(pretrained_names()) or 'none'}")
+    try:
+        _, head, text = (FOLDER / f"{name}.md").read_text(encoding="utf-8").split("---\n", 2)
+        facts = yaml.safe_load(head)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"card of {name!r}: {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"card of {name!r}: expected names and values at its top")
+    return facts, text.strip() + "\n"
+
+
+def describe_pretrained() -> dict[str, dict[str, Any]]:
+    """By name what a user chooses by: the card's facts, ``classes`` (names, by commas), ``parameters``, ``size`` and whether
+    ``calibrated``."""
+    found = {}
+    for name in pretrained_names():
+        facts, _ = read_card(name)
+        checkpoint = load_pretrained(name).checkpoint
+        count = sum(p.numel() for p in checkpoint.model.parameters())
+        size = f"{count / 1e6:.2f} million parameters, {(FOLDER / f'{name}.safetensors').stat().st_size / 1e6:.1f} MB"
+        found[name] = {
+            **facts, "classes": ", ".join(checkpoint.classes), "parameters": count, "size": size,
+            "calibrated": checkpoint.calibration is not None,
+        }  # fmt: skip
+    return found
 
 
 def save_pretrained(path: Path, checkpoint: LoadedCheckpoint, signal: RawSignal) -> None:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,6 +46,7 @@ from tzn.readers.front_end import prepare_features
 from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
 from tzn.training.resolve import best_f1_threshold, fingerprint, resolve_config
+from tzn.training.start import start_from
 
 # Lightning's tips and tree warnings say nothing about a run.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -141,6 +142,7 @@ def train(
     devices: int | None = None,
     num_nodes: int = 1,
     progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train a localizer and return the checkpoint to use (best on validation where there is one, else the last).
 
@@ -151,6 +153,7 @@ def train(
         resume: continue the run in ``out`` from its last checkpoint; the same seeds give the same run. Refused, before
             anything is written, with another configuration, other classes or other recordings.
         accelerator, devices, num_nodes: as in Lightning; under ``torchrun`` devices default to its processes.
+        say: takes what a user should know, line by line.
 
     Raises:
         ConfigError, DataError, CheckpointError: configuration, data or teacher do not fit; nothing is written.
@@ -162,7 +165,7 @@ def train(
     last = out / "checkpoints" / "last.ckpt"
     with StopOnSignal() as stop:
         try:
-            return _train(config, data, out, last, resume, (accelerator, devices, num_nodes, progress), stop)
+            return _train(config, data, out, last, resume, (accelerator, devices, num_nodes, progress), stop, say)
         except (StoppedError, SIGTERMException) as error:
             number = error.signal_number if isinstance(error, StoppedError) else signal.SIGTERM
             then = (
@@ -173,7 +176,7 @@ def train(
 
 def _train(
     config: ExperimentConfig, data: Path, out: Path, last: Path, resume: bool,
-    machine: tuple[str, int | None, int, bool], stop: StopOnSignal,
+    machine: tuple[str, int | None, int, bool], stop: StopOnSignal, say: Callable[[str], None],
 ) -> Path:  # fmt: skip
     _check_out(out, last, resume)
     config = prepare_features(config, data, progress=machine[3])
@@ -186,6 +189,8 @@ def _train(
     described = fingerprint(train_set.classes, [*train_set.recordings, *held_out])
     module = LocalizerModule(config, train_set.classes, held_out, teacher, described)
     mean, std = fit_standardisation(train_set)
+    if config.training.start is not None and not resume:
+        say(start_from(config.training.start, module.model, train_set.classes).text())
     module.model.feature_mean.copy_(mean)
     module.model.feature_std.copy_(std)
     train_set.channel_std = std
