@@ -53,6 +53,8 @@ class DataConfig(Checked):
         trunc_thresh: a cropped segment stays when at least this share of its length is inside.
         noise: standard deviation of Gaussian noise added to standardised features in training.
         gain: standard deviation of a random per-channel log gain in training.
+        samples_per_step: consecutive samples that a step's features are, flattened sample by sample; gain and stretch then
+            treat them as the signal that they are.
         stretch: recordings are resampled in time by a factor in ``[1/(1+stretch), 1+stretch]`` in training.
     """
 
@@ -78,6 +80,7 @@ class DataConfig(Checked):
     trunc_thresh: Share = 0.5
     noise: AtLeastZero = 0.0
     gain: AtLeastZero = 0.0
+    samples_per_step: Count = 1
     stretch: AtLeastZero = 0.0
 
 

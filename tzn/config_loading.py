@@ -25,7 +25,7 @@ SECTIONS: dict[str, type[Checked]] = {
     )
 }  # fmt: skip
 # Of the section "data", what only training crops go through.
-AUGMENTATION = ("max_length", "crop_ratio", "trunc_thresh", "noise", "gain", "stretch")
+AUGMENTATION = ("max_length", "crop_ratio", "trunc_thresh", "noise", "gain", "stretch", "samples_per_step")
 PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
 
 

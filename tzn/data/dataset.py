@@ -202,6 +202,10 @@ class RecordingDataset(Dataset[Example]):
         self.input_dim = input_dim
         if input_dim is None:
             self.input_dim = self._features(0).shape[1]
+        if training and self.input_dim is not None and self.input_dim % config.samples_per_step:
+            raise DataError(
+                f"data.samples_per_step = {config.samples_per_step}: expected a divisor of the features' width {self.input_dim}"
+            )
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -235,7 +239,9 @@ class RecordingDataset(Dataset[Example]):
         if c.stretch:
             length = features.shape[0]
             stretched = stretch_length(length, c.stretch, rng)
-            features, grid = resize(features, stretched), grid.resized(length, stretched)
+            samples = features.reshape(length * c.samples_per_step, -1)
+            features = resize(samples, stretched * c.samples_per_step).reshape(stretched, -1)
+            grid = grid.resized(length, stretched)
         reach = 0.5 if c.fixed_length else 0.5 * c.num_frames / c.feat_stride
         window = (0, features.shape[0])
         segments, kept = clip_segments(grid.to_steps(seconds), *window, reach, c.trunc_thresh)
@@ -249,8 +255,8 @@ class RecordingDataset(Dataset[Example]):
     def _perturbed(self, features: Tensor, rng: np.random.Generator) -> Tensor:
         c = self.config
         if c.gain:
-            gain = np.exp(c.gain * rng.standard_normal(features.shape[1])).astype(np.float32)
-            features = features * torch.from_numpy(gain)
+            gain = np.exp(c.gain * rng.standard_normal(features.shape[1] // c.samples_per_step)).astype(np.float32)
+            features = features * torch.from_numpy(np.tile(gain, c.samples_per_step))
         if c.noise:
             if self.channel_std is None:
                 self.channel_std = fit_standardisation(self)[1]
