@@ -197,7 +197,7 @@ def test_measures_of_intervals_know_the_truth():
     assert narrow["coverage"]["0.9"] < 0.55 and wide["coverage"]["0.9"] > 0.99
     assert right["ence"] < 0.03 < 0.5 < wide["ence"] < 0.65 and narrow["ence"] == pytest.approx(1.5, abs=0.1)
     assert right["crps"] < min(narrow["crps"], wide["crps"]), "the true distribution has the best score"
-    assert right["crps"] == pytest.approx(std.mean() * (2**0.5 - 1) / np.pi**0.5, rel=0.03)  # of a Gaussian
+    assert right["crps"] == pytest.approx(std.mean() / np.pi**0.5, rel=0.03)  # of a Gaussian
     assert right["half_width"] == pytest.approx(1.645 * np.median(std), rel=0.01)
     chance = rng.random(20_000)
     hit = rng.random(20_000) < chance

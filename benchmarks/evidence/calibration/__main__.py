@@ -214,6 +214,10 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f}"
+
+
 def markdown(sets: dict[str, dict[str, Any]]) -> str:
     rows, more, fits = [], [], []
     for name, s in sets.items():
@@ -272,9 +276,9 @@ def markdown(sets: dict[str, dict[str, Any]]) -> str:
             r = s["raters"]
             lines += [
                 f"{name}, {r['recordings']} recordings with two human raters, milliseconds: between the raters "
-                f"{1e3 * r['raters']['median']:.1f} in the median and {1e3 * r['raters']['p90']:.1f} at 90 %; model and first "
-                f"rater {1e3 * r['model']['median']:.1f} and {1e3 * r['model']['p90']:.1f}; half width of the 90 % "
-                f"intervals {1e3 * r['half_width']:.1f}. The second rater's boundary lies inside them in {percent(r['second_inside'])} %. "
+                f"{ms(r['raters']['median'])} in the median and {ms(r['raters']['p90'])} at 90 %; model and first rater "
+                f"{ms(r['model']['median'])} and {ms(r['model']['p90'])}; half width of the 90 % intervals "
+                f"{ms(r['half_width'])}. The second rater's boundary lies inside them in {percent(r['second_inside'])} %. "
                 f"Rank correlation of standard errors with the raters' difference: {r['rank_correlation']:.2f}.", "",
             ]  # fmt: skip
     return "\n".join(lines)
