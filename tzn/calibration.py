@@ -111,13 +111,13 @@ class Intervals:
         if not isinstance(content, Mapping):
             raise ValueError("intervals are not an object")
         coverage = _numbers(content, "coverage")
-        factors = [_numbers(content, name, missing=math.inf) for name in FACTORS]
+        guaranteed, expected = (_numbers(content, name, missing=math.inf) for name in FACTORS)
         if not all(0 < a < b < 1 for a, b in zip((1e-9, *coverage), coverage, strict=False)):
             raise ValueError("coverage: expected rising shares in (0, 1)")
-        for name, values in zip(FACTORS, factors, strict=True):
+        for name, values in zip(FACTORS, (guaranteed, expected), strict=True):
             if len(values) != len(coverage) or any(x < 0 for x in values) or list(values) != sorted(values):
                 raise ValueError(f"{name}: expected {len(coverage)} rising numbers >= 0")
-        return cls(coverage, *factors, _count(content, "groups"), _count(content, "boundaries"))
+        return cls(coverage, guaranteed, expected, _count(content, "groups"), _count(content, "boundaries"))
 
 
 FACTORS = ("guaranteed", "expected")
@@ -231,8 +231,8 @@ def fit_intervals(ratio: np.ndarray, group: np.ndarray) -> Intervals:
     for level in LEVELS:
         enough = np.flatnonzero(covered >= level - 1e-12)
         expected.append(at(float(nominal[enough[0]]), float(count)) if len(enough) else math.inf)
-    tables = (tuple(np.maximum.accumulate(x).tolist()) for x in (guaranteed, expected))
-    return Intervals(LEVELS, *tables, groups=count, boundaries=len(ratio))
+    rising = [tuple(np.maximum.accumulate(x).tolist()) for x in (guaranteed, expected)]
+    return Intervals(LEVELS, rising[0], rising[1], groups=count, boundaries=len(ratio))
 
 
 def fit_scale(ratio: np.ndarray, group: np.ndarray) -> float:

@@ -121,8 +121,8 @@ class Detections(Sequence[Segment]):
             start_std, end_std = (math.nan, math.nan) if self.std is None else self.std[index].tolist()
             start, end = self.segments[index].tolist()
             name = self.names[int(self.labels[index])]
-            chance = math.nan if self.probability is None else float(self.probability[index])
-            return Segment(start, end, name, float(self.scores[index]), start_std, end_std, chance, self.intervals)
+            of_one = math.nan if self.probability is None else float(self.probability[index])
+            return Segment(start, end, name, float(self.scores[index]), start_std, end_std, of_one, self.intervals)
         if not isinstance(index, slice):
             index = np.asarray(index, None if len(index) else np.int64)
         std = None if self.std is None else self.std[index]

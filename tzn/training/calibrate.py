@@ -226,7 +226,9 @@ def read_off(
     """
     window = 2 * inference.vote_window + 1
     products, pairs = np.zeros(window), np.zeros(window)
-    found, marks, truth = {}, {}, {}
+    found: dict[str, Detections] = {}
+    marks: dict[str, Detections] = {}
+    truth: dict[str, GroundTruth] = {}
     marking = inference.replace(std_scale=(MARK, 1.0))
     for i, recording in enumerate(dataset.recordings):
         example = dataset[i]
@@ -235,8 +237,8 @@ def read_off(
             raise DataError("this model knows no standard errors of its segments; there is nothing to calibrate")
         # The same decoding again: an end that a crossing moved comes out with another standard error.
         again = candidates(model, example.features.to(device), marking)
-        for name, one in ((found, raw), (marks, again)):
-            name[recording.id] = suppress(one, example.grid, example.duration, inference)
+        for kept, one in ((found, raw), (marks, again)):
+            kept[recording.id] = suppress(one, example.grid, example.duration, inference)
         truth[recording.id] = GroundTruth(recording.segments, recording.labels)
         if raw.trace.distance is not None and raw.trace.scale is not None:
             p, n = lag_products(raw.trace.distance, raw.trace.scale, example.segments, inference.vote_window)
@@ -394,7 +396,7 @@ def joined(parts: Sequence[HeldOut]) -> HeldOut:
         for name in ("error", "std", "moved", "group", "labels", "scores", "right")
     }
     return HeldOut(
-        **arrays, products=sum(p.products for p in parts), pairs=sum(p.pairs for p in parts),
+        **arrays, products=np.sum([p.products for p in parts], 0), pairs=np.sum([p.pairs for p in parts], 0),
         found={name: d for p in parts for name, d in p.found.items()},
         recordings=[r for p in parts for r in p.recordings],
     )  # fmt: skip
