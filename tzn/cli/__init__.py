@@ -19,8 +19,9 @@ from tzn.errors import TznError
 
 # In the order in which they are listed.
 COMMANDS = (
-    train.add_demo, data.add_features, train.add_train, train.add_eval, calibrate.add_calibrate, predict.add_predict, pretrained.add_pretrained, results.add_score,
-    results.add_convert, data.add_data, results.add_plot, results.add_view, info.add_info,
+    train.add_demo, data.add_features, train.add_train, train.add_eval, calibrate.add_calibrate, predict.add_predict,
+    pretrained.add_pretrained, results.add_score, results.add_convert, data.add_data, results.add_plot, results.add_view,
+    info.add_info,
 )  # fmt: skip
 
 
