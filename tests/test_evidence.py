@@ -183,3 +183,23 @@ def test_the_page_of_benchmarks_names_programs_that_exist():
         if '__name__ == "__main__"' in path.read_text() and "gpu" not in path.parts
     }
     assert named == programs
+
+
+def test_measures_of_intervals_know_the_truth():
+    from benchmarks.evidence.calibration.measures import boundary_measures, gaussian, probability_measures
+
+    rng = np.random.default_rng(0)
+    std = np.exp(rng.normal(0, 0.5, 40_000))
+    error, group = np.abs(std * rng.standard_normal(40_000)), rng.integers(0, 20, 40_000)
+    right, narrow, wide = (boundary_measures(error, k * std, group, gaussian) for k in (1.0, 0.4, 2.5))
+    for level in (0.5, 0.8, 0.9, 0.95):
+        assert right["coverage"][str(level)] == pytest.approx(level, abs=0.01)
+    assert narrow["coverage"]["0.9"] < 0.55 and wide["coverage"]["0.9"] > 0.99
+    assert right["ence"] < 0.03 < 0.5 < wide["ence"] < 0.65 and narrow["ence"] == pytest.approx(1.5, abs=0.1)
+    assert right["crps"] < min(narrow["crps"], wide["crps"]), "the true distribution has the best score"
+    assert right["crps"] == pytest.approx(std.mean() / np.pi**0.5, rel=0.03)  # of a Gaussian
+    assert right["half_width"] == pytest.approx(1.645 * np.median(std), rel=0.01)
+    chance = rng.random(20_000)
+    hit = rng.random(20_000) < chance
+    true, bold = probability_measures(chance, hit), probability_measures(np.sqrt(chance), hit)
+    assert true["ece"] < 0.02 < bold["ece"] and true["brier"] < bold["brier"]

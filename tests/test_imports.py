@@ -30,6 +30,7 @@ LAYERS = (
     {"ops"},
     {"kernels"},
     {"reference"},
+    {"calibration"},
     {"checked", "optional", "plain_pickle"},
     {"console", "errors", "files"},
 )

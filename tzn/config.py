@@ -21,7 +21,9 @@ CropRatio = Annotated[
 ]
 Steps = Annotated[int, Gt(1), "an integer > 1"]
 Teacher = Annotated[str, MinLen(1), "a checkpoint, the folder of a run"]
+Start = Annotated[str, MinLen(1), "a model that comes with tzn, a checkpoint, the folder of a run"]
 Chunk = Annotated[int, Ge(256), "an integer >= 256"]
+Scales = Annotated[tuple[float, float], Predicate(lambda s: min(s) > 0), "a list of 2 values > 0"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class DataConfig(Checked):
         trunc_thresh: a cropped segment stays when at least this share of its length is inside.
         noise: standard deviation of Gaussian noise added to standardised features in training.
         gain: standard deviation of a random per-channel log gain in training.
+        samples_per_step: consecutive samples that a step's features are, flattened sample by sample; gain and stretch then
+            treat them as the signal that they are.
         stretch: recordings are resampled in time by a factor in ``[1/(1+stretch), 1+stretch]`` in training.
         exact_channels: stored channels that neither noise nor gain changes (flags, one-hot columns, angles that wrap).
         crops_per_epoch: training crops in an epoch, spread over the recordings in proportion to their length (one that is
@@ -91,6 +95,7 @@ class DataConfig(Checked):
     trunc_thresh: Share = 0.5
     noise: AtLeastZero = 0.0
     gain: AtLeastZero = 0.0
+    samples_per_step: Count = 1
     stretch: AtLeastZero = 0.0
     exact_channels: tuple[CountOrZero, ...] = ()
     crops_per_epoch: Count | None = None
@@ -178,6 +183,8 @@ class TrainingConfig(Checked):
         depth_warmup: share of training over which the target falls from 1 to ``target_depth``.
         teacher: checkpoint, or folder of a run, of a trained TemporalZoomNet that a TemporalZoomNet learns from besides
             the annotations; ``None``: no teacher.
+        start: model that comes with tzn, checkpoint, or folder of a run whose weights training starts from, as far as they
+            fit, see :mod:`tzn.training.start`; ``None``: random weights.
         distill_class_weight, distill_boundary_weight, distill_depth_weight: weights of the teacher's class probabilities,
             boundary distances and depths, see :mod:`tzn.training.distillation`.
     """
@@ -210,6 +217,7 @@ class TrainingConfig(Checked):
     target_depth: PositiveShare = 0.6
     depth_warmup: float = 0.5
     teacher: Teacher | None = None
+    start: Start | None = None
     distill_class_weight: AtLeastZero = 1.0
     distill_boundary_weight: AtLeastZero = 0.3
     distill_depth_weight: AtLeastZero = 1.0
@@ -234,6 +242,8 @@ class InferenceConfig(Checked):
         vote_window: W, steps on either side of a crossing that vote.
         vote_correlation: correlation of the errors of neighbouring votes, in [0, 1]; standard errors of crossings grow by
             ``sqrt(1 + 2 W * vote_correlation)``. One network's errors at neighbouring steps are nearly equal.
+        std_scale: factors on the standard errors of detections: of ends that a crossing moved, and of all others. ``tzn
+            calibrate`` stores them with the checkpoint; they change no segment, score or order.
         min_slope: an up-crossing counts when the field's slope there exceeds this.
         snap_sigmas: a segment end snaps to a crossing within this many combined standard errors.
         quality: exponent of the expected-overlap factor on the score (0: class score only).
@@ -258,6 +268,7 @@ class InferenceConfig(Checked):
     estimator: Literal["vote_median", "vote_mean", "crossing"] = "vote_median"
     vote_window: Count = 4
     vote_correlation: Share = 1.0
+    std_scale: Scales = (1.0, 1.0)
     min_slope: float = 0.5
     snap_sigmas: float = 3.0
     quality: float = 0.0

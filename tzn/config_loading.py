@@ -27,6 +27,7 @@ SECTIONS: dict[str, type[Checked]] = {
 # Of the section "data", what only training crops go through.
 AUGMENTATION = (
     "max_length", "crop_ratio", "trunc_thresh", "noise", "gain", "stretch", "exact_channels", "crops_per_epoch", "balance",
+    "samples_per_step",
 )  # fmt: skip
 PACKAGED = Path(__file__).resolve().parent / "configs"  # configurations that come with the package
 

@@ -6,7 +6,6 @@ import dataclasses
 import gzip
 import html
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from tzn.calibration import Intervals, gaussian_factor
 from tzn.data.annotations import Recording, read_json
 from tzn.errors import DataError, TznError
 from tzn.files import atomic_write
@@ -32,6 +32,8 @@ class Segment:
         label: name of its class; the number as text where the names are not known.
         score: in [0, 1].
         start_std, end_std: standard errors of start and end in seconds, NaN where unknown.
+        probability: calibrated chance that the detection is right; NaN: the model was not calibrated.
+        intervals: calibrated widths; None: the model was not calibrated.
 
     >>> run = Segment(2.0, 5.5, "run", 0.9, start_std=0.1, end_std=0.2)
     >>> (low, high), _ = run.interval(0.95)
@@ -45,19 +47,29 @@ class Segment:
     score: float
     start_std: float = math.nan
     end_std: float = math.nan
+    probability: float = math.nan
+    intervals: Intervals | None = None
 
-    def interval(self, coverage: float = 0.9) -> tuple[tuple[float, float], tuple[float, float]]:
+    @property
+    def calibrated(self) -> bool:
+        """Whether :meth:`interval` and ``probability`` come from errors measured on unseen groups (``tzn calibrate``)."""
+        return self.intervals is not None
+
+    def interval(
+        self, coverage: float = 0.9, *, guarantee: bool = False
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
         """(low, high) of the start and of the end in seconds; NaN where the standard error is unknown.
 
         Args:
-            coverage: share of true boundaries inside for Gaussian errors, in (0, 1).
+            coverage: share of true boundaries inside, in (0, 1). Calibrated: of a new group's, on average over groups. Else:
+                if errors were Gaussian with these standard errors, which are usually too small.
+            guarantee: the wider intervals of the hierarchical conformal rule (:mod:`tzn.calibration`); infinite where there
+                were too few groups.
 
         Raises:
-            ValueError: coverage out of range.
+            ValueError: coverage out of range, a guarantee of a model that was not calibrated.
         """
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage = {coverage}: expected a share in (0, 1)")
-        reach = statistics.NormalDist().inv_cdf(0.5 + 0.5 * coverage)
+        reach = _reach(self.intervals, coverage, guarantee)
         start, end = reach * self.start_std, reach * self.end_std
         return (self.start - start, self.start + start), (self.end - end, self.end + end)
 
@@ -74,6 +86,8 @@ class Detections(Sequence[Segment]):
         classes: names in label order, or None where they are not known.
         recording: id of the recording, or None.
         score_threshold: score from which on the model that made them calls a detection confident; None: not known.
+        probability: ``[N]`` float64, calibrated chance of each to be right; None: the model was not calibrated.
+        intervals: calibrated widths, in standard errors; None: the model was not calibrated.
 
     >>> found = Detections(np.array([[2.0, 5.5], [7.0, 9.0]]), np.array([0.9, 0.4]), np.array([1, 0]), classes=("sit", "run"))
     >>> len(found), found[0].label, found[-1].end
@@ -91,6 +105,8 @@ class Detections(Sequence[Segment]):
     classes: tuple[str, ...] | None = None
     recording: str | None = None
     score_threshold: float | None = None
+    probability: np.ndarray | None = None
+    intervals: Intervals | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -105,12 +121,30 @@ class Detections(Sequence[Segment]):
             start_std, end_std = (math.nan, math.nan) if self.std is None else self.std[index].tolist()
             start, end = self.segments[index].tolist()
             name = self.names[int(self.labels[index])]
-            return Segment(start, end, name, float(self.scores[index]), start_std, end_std)
+            of_one = math.nan if self.probability is None else float(self.probability[index])
+            return Segment(start, end, name, float(self.scores[index]), start_std, end_std, of_one, self.intervals)
         if not isinstance(index, slice):
             index = np.asarray(index, None if len(index) else np.int64)
         std = None if self.std is None else self.std[index]
         kept = self.segments[index], self.scores[index], self.labels[index]
-        return dataclasses.replace(self, segments=kept[0], scores=kept[1], labels=kept[2], std=std)
+        chance = None if self.probability is None else self.probability[index]
+        return dataclasses.replace(self, segments=kept[0], scores=kept[1], labels=kept[2], std=std, probability=chance)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether :meth:`interval` and ``probability`` come from errors measured on unseen groups (``tzn calibrate``)."""
+        return self.intervals is not None
+
+    def interval(self, coverage: float = 0.9, *, guarantee: bool = False) -> np.ndarray:
+        """``[N, 2, 2]`` (low, high) of every start and end in seconds, as :meth:`Segment.interval`.
+
+        >>> one = Detections(np.array([[2.0, 5.5]]), np.array([0.9]), np.array([0]), np.array([[0.1, 0.2]]))
+        >>> one.interval(0.95).round(2).tolist()
+        [[[1.8, 2.2], [5.11, 5.89]]]
+        """
+        std = np.full(self.segments.shape, np.nan) if self.std is None else self.std
+        reach = _reach(self.intervals, coverage, guarantee) * std
+        return np.stack([self.segments - reach, self.segments + reach], axis=-1)
 
     def __iter__(self) -> Iterator[Segment]:
         return (self[i] for i in range(len(self)))
@@ -138,7 +172,8 @@ class Detections(Sequence[Segment]):
         return self[keep]
 
     def to_dataframe(self) -> Any:
-        """A pandas table, one row a detection: start, end, label, score, start_std, end_std, after recording if known.
+        """A pandas table, one row a detection: start, end, label, score, start_std, end_std, after recording if known;
+        of a calibrated model also probability.
 
         Raises:
             TznError: pandas is not installed.
@@ -159,6 +194,7 @@ class Detections(Sequence[Segment]):
                 "start": self.segments[:, 0], "end": self.segments[:, 1],
                 "label": [self.names[i] for i in self.labels.tolist()], "score": self.scores,
                 "start_std": std[:, 0], "end_std": std[:, 1],
+                **({} if self.probability is None else {"probability": self.probability}),
             }
         )  # fmt: skip
 
@@ -226,6 +262,15 @@ class Detections(Sequence[Segment]):
         return f"<p>{title}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{more}"
 
 
+def _reach(intervals: Intervals | None, coverage: float, guarantee: bool) -> float:
+    """Half width of an interval in standard errors."""
+    if intervals is not None:
+        return intervals.factor(coverage, guarantee=guarantee)
+    if guarantee:
+        raise ValueError("guarantee: these detections are of a model that was not calibrated; see 'tzn calibrate'")
+    return gaussian_factor(coverage)
+
+
 def write_predictions(
     path: str | Path,
     detections: Mapping[str, Detections],
@@ -236,7 +281,8 @@ def write_predictions(
     """Write detections in a format of :data:`tzn.formats.FORMATS`.
 
     ``json`` (a path that ends in ``.gz`` is compressed): the ActivityNet schema plus ``segment_std``, one detection a
-    line, numbers exact, so that reading gives the same detections. ``csv``: one detection a row, microseconds. Of one
+    line, numbers exact, so that reading gives the same detections; of a calibrated model also ``probability`` and
+    ``segment_interval`` of 90 %. ``csv``: one detection a row, microseconds. Of one
     recording: ``srt`` and ``vtt`` (subtitles), ``textgrid`` (Praat) and ``audacity`` (label track).
 
     Args:
@@ -313,6 +359,12 @@ def read_predictions(
     threshold = content.get("score_threshold")
     if threshold is not None and not _is_number(threshold):
         raise DataError(f'{path}: "score_threshold" is {_shortened(threshold)}, expected a score')
+    intervals = None
+    if content.get("intervals") is not None:
+        try:
+            intervals = Intervals.from_dict(content["intervals"])
+        except ValueError as error:
+            raise DataError(f'{path}: "intervals": {error}') from None
     index = {label: i for i, label in enumerate(classes)}
     found, unknown = {}, 0
     for name, rows in results.items():
@@ -327,7 +379,7 @@ def read_predictions(
             order = order[np.argsort(-every.scores[order], kind="stable")]
         known_threshold = None if threshold is None else float(threshold)
         found[name] = dataclasses.replace(
-            every[order], classes=tuple(classes), recording=name, score_threshold=known_threshold
+            every[order], classes=tuple(classes), recording=name, score_threshold=known_threshold, intervals=intervals
         )
     return found, unknown
 
@@ -353,6 +405,9 @@ def _arrays(rows: list[Any], index: Mapping[str, int]) -> Detections | None:
         std = None
         if any("segment_std" in row for row in rows):
             std = np.array([row.get("segment_std") or (None, None) for row in rows], dtype=np.float64)
+        chance = None
+        if rows and all("probability" in row for row in rows):
+            chance = np.array([row["probability"] for row in rows])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     numbers = segments.dtype.kind in "if" and scores.dtype.kind in "if" and segments.shape == (scores.size, 2)
@@ -362,9 +417,11 @@ def _arrays(rows: list[Any], index: Mapping[str, int]) -> Detections | None:
         or not (np.isfinite(segments).all() and np.isfinite(scores).all())
         or (segments[:, 1] < segments[:, 0]).any()
         or (std is not None and (std.shape != segments.shape or (std < 0).any() or np.isinf(std).any()))
+        or (chance is not None and (chance.dtype.kind not in "if" or not ((chance >= 0) & (chance <= 1)).all()))
     ):
         return None
-    return Detections(segments.astype(np.float64), scores.astype(np.float64), labels, std)
+    chance = None if chance is None else chance.astype(np.float64)
+    return Detections(segments.astype(np.float64), scores.astype(np.float64), labels, std, probability=chance)
 
 
 def _fault(rows: list[Any], where: str) -> DataError:
@@ -394,6 +451,8 @@ def _problems(row: Any) -> Iterator[str]:
         isinstance(std, list) and len(std) == 2 and all(x is None or (_is_number(x) and x >= 0) for x in std)
     ):
         yield "segment_std is not a pair of numbers >= 0 or null"
+    if "probability" in row and not (_is_number(row["probability"]) and 0 <= row["probability"] <= 1):
+        yield "probability is not a number in [0, 1]"
 
 
 def _is_number(value: Any) -> bool:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tzn.detections import Detections
 
 CSV_HEADER = ("video", "start", "end", "label", "score", "start_std", "end_std")
+CSV_CALIBRATED = ("probability", "start_low", "start_high", "end_low", "end_high")  # after those, of a calibrated model
+INTERVAL = 0.9  # coverage of the intervals in files
 SHORTEST_CUE = 0.001  # seconds; WebVTT has no cue without length
 
 Many = Mapping[str, "Detections"]
@@ -51,12 +53,18 @@ def rows(found: Detections, classes: Sequence[str] | None) -> Iterator[dict[str,
     """One dict a detection, as the JSON file has it."""
     names = found.names if classes is None else classes
     std = None if found.std is None else found.std.tolist()
+    chance = None if found.probability is None else found.probability.tolist()
+    bounds = found.interval(INTERVAL).tolist() if found.calibrated and std is not None else None
     for i, (segment, label, score) in enumerate(
         zip(found.segments.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
     ):
         row = {"segment": segment, "label": names[label], "score": score}
         if std is not None:
             row["segment_std"] = [x if math.isfinite(x) else None for x in std[i]]
+        if bounds is not None:
+            row["segment_interval"] = [[x if math.isfinite(x) else None for x in pair] for pair in bounds[i]]
+        if chance is not None:
+            row["probability"] = chance[i]
         yield row
 
 
@@ -64,6 +72,8 @@ def _json(detections: Many, classes: Sequence[str] | None) -> Iterator[str]:
     first = next(iter(detections.values()), None)
     known = first is not None and first.score_threshold is not None
     head = f'"score_threshold": {json.dumps(first.score_threshold)}, ' if first is not None and known else ""
+    if first is not None and first.intervals is not None:
+        head += f'"interval_coverage": {INTERVAL}, "intervals": {json.dumps(first.intervals.to_dict())}, '
     before = f'{{"version": "tzn 1", {head}"results": {{\n '
     for name, found in detections.items():
         lines = ",\n  ".join(json.dumps(row, allow_nan=False) for row in rows(found, classes))
@@ -73,14 +83,21 @@ def _json(detections: Many, classes: Sequence[str] | None) -> Iterator[str]:
 
 
 def _csv(detections: Many, classes: Sequence[str] | None) -> Iterator[str]:
-    yield ",".join(CSV_HEADER) + "\n"
+    first = next(iter(detections.values()), None)
+    calibrated = first is not None and first.calibrated
+    yield ",".join([*CSV_HEADER, *(CSV_CALIBRATED if calibrated else ())]) + "\n"
     for name, found in detections.items():
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for row in rows(found, classes):
             start, end = (f"{x:.6f}" for x in row["segment"])
             std = ["" if x is None else f"{x:.6f}" for x in row.get("segment_std", (None, None))]
-            writer.writerow([name, start, end, row["label"], f"{row['score']:.9g}", *std])
+            more = []
+            if calibrated:
+                chance, unknown = row.get("probability"), [[None, None]] * 2
+                sides = [x for pair in row.get("segment_interval", unknown) for x in pair]
+                more = ["" if chance is None else f"{chance:.6f}", *("" if x is None else f"{x:.6f}" for x in sides)]
+            writer.writerow([name, start, end, row["label"], f"{row['score']:.9g}", *std, *more])
         yield text.getvalue()
 
 

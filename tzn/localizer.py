@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tzn.calibration import Calibration
 from tzn.config import ExperimentConfig, InferenceConfig
 from tzn.config_loading import config_from_dict, override_trained
 from tzn.data.dataset import recording_grid
 from tzn.data.pooling import pooled
 from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError
+from tzn.inference.calibrated import calibrated, calibration_of
 from tzn.inference.predict import (
     SHORT_STEPS,
     Job,
@@ -105,6 +107,7 @@ class Localizer:
         self.score_threshold = checkpoint.score_threshold
         self.config: ExperimentConfig = override_trained(config_from_dict(checkpoint.config), overrides)
         self.signal = signal
+        self._checkpoint = checkpoint
         self._name = name
 
     @property
@@ -266,7 +269,9 @@ class Localizer:
             self.network, grid, self.config.inference, min_score=min_score, window=steps[0], reach=steps[1],
             depth_shift=depth_shift,
         )  # fmt: skip
-        return Stream(self, inner)
+        # Another turn of the dial is another depth than was calibrated.
+        known = calibration_of(self._checkpoint, self.config.inference) if depth_shift is None else None
+        return Stream(self, inner, known)
 
     def __repr__(self) -> str:
         rate = "" if self.fps is None else f"{self.fps:g} {'samples' if self.signal else 'frames'} a second of "
@@ -307,12 +312,13 @@ class Localizer:
 
     def _run(self, batch: list[tuple[Job, Tensor]], settings: InferenceConfig) -> dict[str, Detections]:
         found = localized(self.network, batch, self.config, settings, self.signal, self.device)
-        return {name: self.named(one, name) for name, one in found.items()}
+        known = calibration_of(self._checkpoint, settings)
+        return {name: self.named(one, name, known) for name, one in found.items()}
 
-    def named(self, found: Detections, recording: str | None) -> Detections:
+    def named(self, found: Detections, recording: str | None, known: Calibration | None) -> Detections:
         """Detections with what the localizer knows of them."""
         return dataclasses.replace(
-            found, classes=self.classes, recording=recording, score_threshold=self.score_threshold
+            calibrated(found, known), classes=self.classes, recording=recording, score_threshold=self.score_threshold
         )
 
     @cached_property
@@ -376,8 +382,9 @@ class Stream:
         latency: seconds from the end of a segment to when it can be final, where no rival of it is unsettled.
     """
 
-    def __init__(self, localizer: Localizer, inner: StreamLocalizer) -> None:
+    def __init__(self, localizer: Localizer, inner: StreamLocalizer, known: Calibration | None = None) -> None:
         self._localizer, self._inner = localizer, inner
+        self._known = known
         self._rest: Tensor | None = None  # samples of a step that is not complete
         self._steps: Tensor | None = None  # stored steps of a grid step that is not complete (data.pool)
         self.latency = inner.latency * inner.grid.step
@@ -400,11 +407,11 @@ class Stream:
             whole = len(rows) // data.pool * data.pool
             steps, self._steps = rows[:whole], rows[whole:]
             rows = pooled(steps, data) if whole else rows.new_zeros(0, self._localizer.config.model.feature_dim)
-        return self._localizer.named(self._inner.push(rows), None)
+        return self._localizer.named(self._inner.push(rows), None, self._known)
 
     def close(self) -> Detections:
         """The rest, at the end of the recording; samples of an incomplete step are left out."""
-        return self._localizer.named(self._inner.close(), None)
+        return self._localizer.named(self._inner.close(), None, self._known)
 
 
 def as_rows(name: str, array: Any, channels: int) -> Tensor:

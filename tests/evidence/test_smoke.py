@@ -191,3 +191,18 @@ def test_fewer_active_tokens_count_fewer_multiply_adds():
         counts.append(count)
     assert shares == sorted(set(shares), reverse=True)
     assert counts == sorted(set(counts), reverse=True)
+
+
+def check_calibration(run, trained, shared_data, tmp_path):
+    root = shared_data("sp_sw_har").parent
+    content = run("--data", root, "--sets", "sp_sw_har", "--runs", tmp_path / "runs")
+    assert set(content["sets"]) == {"sp_sw_har"}  # an epoch of crops may find nothing to calibrate
+
+
+def check_front_end(run, trained, shared_data, tmp_path):
+    root = shared_data("ludb").parent
+    content = run("--data", root, "--sets", "ludb", "--kinds", "none", "conv+gates", "--runs", tmp_path / "runs")
+    ludb = content["sets"]["ludb"]
+    work = {kind: rows[0]["gmac_per_recording"] for kind, rows in ludb["rows"].items()}
+    assert work["conv+gates"] > work["none"] > 0, "a front end is work, and counted"
+    assert set(ludb["differences"]) == {"conv+gates"}

@@ -15,7 +15,7 @@ from tzn.detections import read_predictions
 from tzn.errors import CheckpointError
 from tzn.evaluation.detection_map import score_detections
 from tzn.evaluation.flat import GroundTruth
-from tzn.models.pretrained import FOLDER, load_pretrained, save_pretrained
+from tzn.models.pretrained import FOLDER, load_pretrained, pretrained_names, save_pretrained
 
 TEST = ("exp04_user02", "exp18_user09")
 
@@ -71,3 +71,20 @@ def test_a_saved_model_comes_back(tmp_path, monkeypatch):
     for name, tensor in again.checkpoint.model.state_dict().items():
         assert tensor.equal(model.checkpoint.model.state_dict()[name])
     assert json.dumps(again.checkpoint.config) == json.dumps(model.checkpoint.config)
+
+
+def test_every_model_is_listed_with_what_one_chooses_by(capsys):
+    assert main(["pretrained", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert sorted(listed) == pretrained_names() and "hapt" in listed
+    for name, facts in listed.items():
+        assert {"license", "data", "input", "metrics", "seconds", "classes", "size"} <= set(facts), name
+        model = load_pretrained(name)
+        assert facts["parameters"] == sum(p.numel() for p in model.checkpoint.model.parameters())
+        assert facts["classes"].split(", ") == list(model.checkpoint.classes)
+        assert (FOLDER / f"{name}.safetensors").stat().st_size <= 3e6
+        assert main(["pretrained", "show", name]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"# {name}") and f"--pretrained {name}" in shown
+    assert main(["pretrained", "list"]) == 0 and "hapt: " in capsys.readouterr().out
+    assert main(["pretrained", "show", "thumos"]) == 2 and "expected one of hapt" in capsys.readouterr().err

@@ -17,6 +17,8 @@ def build(**changes) -> TemporalZoomNet:
     if model.depth_predictor is not None:  # spread the depths: at the start all are near one
         torch.nn.init.normal_(model.depth_predictor.logit.weight, std=2.0)
         torch.nn.init.zeros_(model.depth_predictor.logit.bias)
+    if model.front_end is not None and model.front_end.gates is not None:  # at the start they gate nothing
+        torch.nn.init.normal_(model.front_end.gates.up.weight)
     return model
 
 
@@ -27,9 +29,17 @@ def batch(lengths=(61, 38)):
     return torch.randn(len(lengths), steps, 7, dtype=torch.float64), mask
 
 
-@pytest.mark.parametrize("first_stride", [1, 2, 4])
-def test_recordings_of_a_batch_give_the_same_as_alone(first_stride):
-    model = build(first_stride=first_stride)
+FRONT_ENDS = [
+    {"front_end": "conv", "front_end_samples": 7, "front_end_width": 8},
+    {"front_end": "conv", "front_end_layers": 1, "front_end_width": 8, "front_end_squeeze": 3},
+    {"front_end": "spectrogram", "front_end_samples": 7, "front_end_window": 33, "front_end_width": 8},
+]
+CONFIGURATIONS = [{}, {"first_stride": 1}, {"first_stride": 4, "shallow_layers": 2}, *FRONT_ENDS]
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS, ids=str)
+def test_recordings_of_a_batch_give_the_same_as_alone(changes):
+    model = build(**changes)
     features, mask = batch()
     together = model(features, mask)
     for i, length in enumerate((61, 38)):
@@ -57,9 +67,6 @@ def test_heads_at_candidate_rows_equal_the_dense_heads():
     dense = outputs.distance.transpose(1, 2).reshape(-1, 2)[steps]
     torch.testing.assert_close(distance, dense, rtol=1e-6, atol=1e-6)
     assert (spread > 0).all()
-
-
-CONFIGURATIONS = [{}, {"first_stride": 1}, {"first_stride": 4, "shallow_layers": 2}]
 
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS, ids=str)

@@ -30,6 +30,7 @@ def add_train(commands: Commands) -> None:
         commands, "train", _train, "train a localizer",
         "tzn train mydata --out runs/my --minutes 20\n"
         "tzn train configs/hapt.yaml --data hapt --out runs/hapt training.epochs=10\n"
+        "tzn train my.yaml --data mydata --out runs/my --from hapt\n"
         "several processes: torchrun --nproc-per-node=2 -m tzn train …",
     )  # fmt: skip
     p.add_argument("config", type=Path, help="YAML configuration (see configs/), or a data folder to plan one for")
@@ -38,6 +39,11 @@ def add_train(commands: Commands) -> None:
     p.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME of the configuration or data)")
     add_plan(p)
     p.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    p.add_argument(
+        "--from", dest="start", metavar="NAME|RUN",
+        help="start from the weights of a model that comes with tzn ('tzn pretrained list'), a run or a checkpoint: the "
+        "network gets its sizes, with this data's input and classes",
+    )  # fmt: skip
     add_device(p, "auto")
     p.add_argument("--devices", type=int, help="devices per machine (default: all that torchrun started, else one)")
     p.add_argument("--num-nodes", type=int, default=1, help="machines")
@@ -56,9 +62,13 @@ def _train(o: argparse.Namespace) -> None:
         raise ConfigError(f"{o.config}: no data folder, so a configuration; expected --data FOLDER with it")
     out = o.out or Path("runs") / o.config.resolve().stem
     config, data = (planned(o, out), o.config) if folder else (load_config(o.config, o.overrides), o.data)
+    if o.start is not None:
+        from tzn.training.start import sized_like
+
+        config = sized_like(config, o.start)
     best = train(
-        config, data, out, resume=o.resume, accelerator=o.device, devices=o.devices,
-        num_nodes=o.num_nodes, progress=not (o.no_progress or o.quiet),
+        config, data, out, resume=o.resume, accelerator=o.device, devices=o.devices, num_nodes=o.num_nodes,
+        progress=not (o.no_progress or o.quiet), say=lambda line: warn([line]),
     )  # fmt: skip
     warn(json.loads((out / "run.json").read_text())["advice"])
     done(o, f"checkpoint: {best}\nnext: tzn eval {best} --data {data}")

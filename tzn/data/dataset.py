@@ -204,6 +204,10 @@ class RecordingDataset(Dataset[Example]):
         self.input_dim = input_dim
         if input_dim is None:
             self.input_dim = read_header(self._path(0), npz_key=config.npz_key).channels
+        if training and self.input_dim is not None and self.input_dim % config.samples_per_step:
+            raise DataError(
+                f"data.samples_per_step = {config.samples_per_step}: expected a divisor of the features' width {self.input_dim}"
+            )
         self._sampler = None
         if training and config.crops_per_epoch is not None:
             steps = [read_header(self._path(i), npz_key=config.npz_key).steps for i in range(len(self.recordings))]
@@ -273,7 +277,9 @@ class RecordingDataset(Dataset[Example]):
         if c.stretch:
             length = features.shape[0]
             stretched = stretch_length(length, c.stretch, rng)
-            features, grid = resize(features, stretched), grid.resized(length, stretched)
+            samples = features.reshape(length * c.samples_per_step, -1)
+            features = resize(samples, stretched * c.samples_per_step).reshape(stretched, -1)
+            grid = grid.resized(length, stretched)
         reach = reach_of(c)
         window = (0, features.shape[0])
         segments, kept = clip_segments(grid.to_steps(seconds), *window, reach, c.trunc_thresh)
@@ -287,7 +293,8 @@ class RecordingDataset(Dataset[Example]):
     def _perturbed(self, features: Tensor, rng: np.random.Generator) -> Tensor:
         c = self.config
         if c.gain:
-            gain = np.exp(c.gain * rng.standard_normal(features.shape[1])).astype(np.float32)
+            gain = np.exp(c.gain * rng.standard_normal(features.shape[1] // c.samples_per_step)).astype(np.float32)
+            gain = np.tile(gain, c.samples_per_step)
             gain[self._exact(features.shape[1])] = 1.0
             features = features * torch.from_numpy(gain)
         if c.noise:

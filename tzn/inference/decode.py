@@ -65,6 +65,24 @@ def rated(segments: Tensor, std: Tensor | None, scores: Tensor, config: Inferenc
     return scores, length > config.duration_thresh
 
 
+def rescaled(std: Tensor | None, offset_std: Tensor | None, config: InferenceConfig) -> Tensor | None:
+    """Standard errors ``[..., N, 2]`` of :func:`decode` times ``config.std_scale``.
+
+    The last step, after snapping and rating, so that calibrated and uncalibrated detections differ in nothing else.
+
+    Args:
+        std: of the segments; None: unknown.
+        offset_std: of the offsets that they were decoded from; None: both ends are crossings (mode "pair").
+    """
+    moved, others = config.std_scale
+    if std is None or (moved, others) == (1.0, 1.0):
+        return std
+    if offset_std is None:
+        return std * moved
+    # An end that no crossing moved has the very standard error of its offset; one that was has a smaller one.
+    return std * torch.where(std == offset_std, others, moved)
+
+
 def in_seconds(
     segments: Tensor, scores: Tensor, labels: Tensor, std: Tensor | None, grid: TimeGrid, duration: float
 ) -> Detections:

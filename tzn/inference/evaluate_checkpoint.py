@@ -16,6 +16,7 @@ from tzn.data.dataset import RecordingDataset, load_split_annotations, select_re
 from tzn.detections import Detections
 from tzn.errors import DataError
 from tzn.evaluation.report import EvaluationReport, evaluate
+from tzn.inference.calibrated import calibrated, calibration_of
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores
 from tzn.inference.localize import candidates, suppress
 from tzn.inference.traces import trace_arrays
@@ -89,12 +90,14 @@ def evaluate_checkpoint(
         training=False,
     )
     model = checkpoint.model.to(device).eval()
+    known_errors = None if video_scores is not None else calibration_of(checkpoint, inference)
     found, traces, depth, steps, work, times = {}, {}, 0.0, 0, 0, []
     for i in tqdm(range(len(dataset)), desc=f"eval {split}", unit="recording", disable=None if progress else True):
         example = dataset[i]
         begin = time.perf_counter()
         raw, count = count_multiply_adds(lambda e=example: candidates(model, e.features.to(device), inference))  # type: ignore[misc]
         found[example.id] = suppress(raw, example.grid, example.duration, inference)
+        found[example.id] = calibrated(found[example.id], known_errors)
         times.append(time.perf_counter() - begin)
         work += count
         depth += float(raw.trace.depth.sum())

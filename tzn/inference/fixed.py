@@ -16,7 +16,7 @@ from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
-from tzn.inference.decode import decode, find_crossings, in_seconds, limit_for, mode_for, rated
+from tzn.inference.decode import decode, find_crossings, in_seconds, limit_for, mode_for, rated, rescaled
 from tzn.models import Localizer
 
 WARM_UP = 3  # runs before a capture: kernels are compiled, libraries make their handles
@@ -70,6 +70,7 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
     position = points.grid.position[candidates.point]
     segments, std = decode(position, offset, offset_std, crossings, config)
     score, long = rated(segments, std, candidates.score, config)
+    std = rescaled(std, offset_std, config)
     score = torch.where(long & (candidates.label >= 0), score, -torch.inf)
     picks = ops.nms_padded(
         segments, score, candidates.label, classes, limit_for(config.segment_limit, steps),

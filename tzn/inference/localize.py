@@ -23,6 +23,7 @@ from tzn.inference.decode import (
     limit_for,
     mode_for,
     rated,
+    rescaled,
     suppression_settings,
 )
 from tzn.models import Localizer
@@ -160,11 +161,14 @@ def candidates(
         strong = scores > config.pre_nms_thresh
         segments, scores, labels = paired.segments[strong], scores[strong], labels[strong]
         std: Tensor | None = paired.std[strong]
+        offset_std = None
     else:
         chosen = best.merged()
         scores, labels = chosen.score, chosen.label
         segments, std = decode(chosen.position, chosen.offset, chosen.offset_std, crossings, config)
+        offset_std = chosen.offset_std
     scores, long = rated(segments, std, scores, config)
+    std = rescaled(std, offset_std, config)
     return Candidates(segments[long], None if std is None else std[long], scores[long], labels[long], trace)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tzn.calibration import Intervals
 from tzn.detections import Detections
 from tzn.errors import DataError
 
@@ -37,6 +38,7 @@ class PartFile(Mapping[str, Detections]):
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         self.score_threshold: float | None = None  # of the model, for those who read the detections
+        self.intervals: Intervals | None = None  # likewise
         self._places: dict[str, int] = {}
         self._end = 0
         if path.exists() and not resume:
@@ -56,6 +58,8 @@ class PartFile(Mapping[str, Detections]):
         return Detections(
             np.array(row["segments"], np.float64).reshape(-1, 2), np.array(row["scores"], np.float64),
             np.array(row["labels"], np.int64), std, score_threshold=self.score_threshold,
+            probability=None if row.get("probability") is None else np.array(row["probability"], np.float64),
+            intervals=self.intervals,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[str]:
@@ -76,6 +80,8 @@ class PartFile(Mapping[str, Detections]):
                 "scores": d.scores.tolist(),
                 "labels": d.labels.tolist(),
             }
+            if d.probability is not None:
+                row["probability"] = d.probability.tolist()
             text.append(json.dumps({**row, "std": std}) + "\n")  # ASCII: a character is a byte
             places[name] = at
             at += len(text[-1])

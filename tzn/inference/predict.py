@@ -31,6 +31,7 @@ from tzn.detections import Detections, write_folder, write_predictions
 from tzn.errors import ConfigError, DataError
 from tzn.files import remove_temporary_of
 from tzn.formats import FORMATS, format_of
+from tzn.inference.calibrated import calibrated, calibration_of
 from tzn.inference.external_scores import fuse_video_scores, load_video_scores, video_score_classes
 from tzn.inference.localize_many import localize_many
 from tzn.inference.part_file import PartFile
@@ -178,6 +179,8 @@ def predict_files(
         **{f"data.{k}": v for k, v in dataclasses.asdict(config.data).items()},
         **{f"inference.{k}": v for k, v in dataclasses.asdict(settings).items()},
     }  # fmt: skip
+    if checkpoint.calibration is not None and fuse is None and calibration_of(checkpoint, settings) is None:
+        remarks.append("other inference settings than were calibrated: intervals and probabilities are left out")
     folder = out if in_folder else out.parent
     made = _writable(folder, f"{max(names, key=len)}{suffix}" if in_folder else out.name)
     made += [] if traces is None else _writable(traces, f"{max(names, key=len)}.npz")
@@ -195,6 +198,8 @@ def predict_files(
         )  # fmt: skip
         with bar:
             recordings = _readable(todo, config, signal, keep_going, failed)
+            known_errors = None if fuse is not None else calibration_of(checkpoint, settings)
+            part.intervals = None if known_errors is None else known_errors.intervals
             for batch in batches(recordings, min(SHORT_STEPS, settings.chunk)):
                 begin = time.perf_counter()
                 found = localized(model, batch, config, settings, signal, place, traces)
@@ -204,6 +209,7 @@ def predict_files(
                 )  # fmt: skip
                 if fuse is not None:
                     found = fuse_video_scores(found, fuse)
+                found = {name: calibrated(d, known_errors) for name, d in found.items()}
                 part.add({name: confident(d, min_score, top) for name, d in found.items()})
                 bar.update(len(batch))
         if failed and (not keep_going or not len(part)):
@@ -220,11 +226,7 @@ def predict_files(
 def confident(found: Detections, min_score: float | None = None, top: int | None = None) -> Detections:
     """Detections with a score of at least ``min_score``, and of these the best ``top``; None: no limit."""
     kept = np.argsort(-found.scores, kind="stable")[:top]
-    kept = np.sort(kept if min_score is None else kept[found.scores[kept] >= min_score])
-    std = None if found.std is None else found.std[kept]
-    return dataclasses.replace(
-        found, segments=found.segments[kept], scores=found.scores[kept], labels=found.labels[kept], std=std
-    )
+    return found[np.sort(kept if min_score is None else kept[found.scores[kept] >= min_score])]
 
 
 def output_format(out: Path, fmt: str | None) -> str:

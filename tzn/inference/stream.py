@@ -25,7 +25,7 @@ from tzn.data.grid import TimeGrid
 from tzn.data.signal import is_number
 from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError, LimitWarning
-from tzn.inference.decode import decode, find_crossings, in_seconds, mode_for, rated
+from tzn.inference.decode import decode, find_crossings, in_seconds, mode_for, rated, rescaled
 from tzn.inference.localize import WORTH_A_WARNING, Chunk, Selection, alone, select
 from tzn.models import Localizer
 from tzn.reference.nms import EPS
@@ -208,6 +208,7 @@ class StreamLocalizer:
         place = place[:, None]
         segments = torch.minimum(torch.maximum(segments, place - self.reach), place + self.reach)
         scores, long = rated(segments, std, ready.score, self.config)
+        std = rescaled(std, ready.offset_std, self.config)
         wanted = long & (scores >= self._floor)
         if self.config.nms == "hard" and self.config.min_score > 0:
             wanted &= scores > self.config.min_score

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tzn.calibration import Calibration
 from tzn.config_loading import config_from_dict
 from tzn.errors import CheckpointError, ConfigError
 from tzn.models import Localizer, build_model
@@ -30,7 +31,8 @@ class LoadedCheckpoint:
         config: the whole experiment as plain data, see :func:`tzn.config_loading.config_from_dict`.
         score_threshold: score that maximises F1 at tIoU 0.5 on the recordings ``score_threshold_split`` names; None:
             training has not measured it (or written by an earlier tzn).
-        score_threshold_split: "validation" or "training".
+        score_threshold_split: "validation", "training", or as :attr:`Calibration.source` says.
+        calibration: what ``tzn calibrate`` measured; None: nothing. Its ``std_scale`` is part of ``config`` then.
     """
 
     model: Localizer
@@ -38,6 +40,7 @@ class LoadedCheckpoint:
     config: dict[str, Any]
     score_threshold: float | None = None
     score_threshold_split: str | None = None
+    calibration: Calibration | None = None
 
 
 def checkpoint_header(model: Localizer, config: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
@@ -87,7 +90,27 @@ def load_checkpoint(path: str | Path) -> LoadedCheckpoint:
     threshold, split = header.get("score_threshold"), header.get("score_threshold_split")
     if not isinstance(threshold, float):
         threshold = split = None
-    return LoadedCheckpoint(model, tuple(header["classes"]), header["config"], threshold, split)
+    try:
+        config, calibration = with_calibration(header["config"], header.get("calibration"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return LoadedCheckpoint(model, tuple(header["classes"]), config, threshold, split, calibration)
+
+
+def with_calibration(config: dict[str, Any], content: Any) -> tuple[dict[str, Any], Calibration | None]:
+    """The configuration of a checkpoint with what its calibration corrects, and the calibration; ``content``: its plain data.
+
+    Raises:
+        CheckpointError: damaged content; without the name of the file.
+    """
+    if content is None:
+        return config, None
+    try:
+        calibration = Calibration.from_dict(content)
+    except ValueError as error:
+        raise CheckpointError(f"damaged calibration: {error}") from None
+    inference = {**config.get("inference", {}), "std_scale": list(calibration.std_scale)}
+    return {**config, "inference": inference}, calibration
 
 
 def checked_header(content: Any, path: Path) -> dict[str, Any]:

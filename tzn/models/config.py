@@ -41,6 +41,14 @@ class TemporalZoomNetConfig(Checked):
         boundary_layers: hidden layers of the boundary distance head.
         boundary_width: channels of the boundary distance head.
         boundary_radius: R, distances are clipped to +-R steps.
+        front_end: what raw signals pass before the network: "conv" (strided convolutions), "spectrogram" (log-spectrogram
+            beside the samples) or "none" (features as they are), see :mod:`tzn.nn.front_end`.
+        front_end_samples: consecutive samples in the features of a step, flattened sample by sample; divides ``input_dim``.
+        front_end_width: channels that the front end makes of a step.
+        front_end_layers, front_end_kernel: of "conv": convolutions at the samples' rate before the strided ones, and their
+            odd kernel.
+        front_end_window: of "spectrogram": samples of its window.
+        front_end_squeeze: steps on each side over which squeeze-excitation gates look; 0: no gates.
         dropout: dropout on the embedded features (blocks have none, so that a skipped token stays as it is).
         drop_path: stochastic depth per recording on the residual branches.
         prior_prob: initial class probability of the class head.
@@ -74,12 +82,36 @@ class TemporalZoomNetConfig(Checked):
     boundary_layers: CountOrZero = 2
     boundary_width: Count = 256
     boundary_radius: Radius = 8.0
+    front_end: Literal["none", "conv", "spectrogram"] = "none"
+    front_end_samples: Count = 1
+    front_end_width: Count = 64
+    front_end_layers: CountOrZero = 2
+    front_end_kernel: OddWindow = 5
+    front_end_window: Count = 32
+    front_end_squeeze: CountOrZero = 0
     dropout: ShareBelowOne = 0.0
     drop_path: ShareBelowOne = 0.1
     prior_prob: Prior = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        samples = self.front_end_samples
+        self.require(
+            self.input_dim % samples == 0, "front_end_samples", f"a divisor of model.input_dim = {self.input_dim}"
+        )
+        self.require(
+            self.front_end != "none" or (samples == 1 and self.front_end_squeeze == 0), "front_end",
+            "'conv' or 'spectrogram' with model.front_end_samples or model.front_end_squeeze",
+        )  # fmt: skip
+        self.require(
+            self.front_end != "conv" or self.front_end_layers + samples > 1, "front_end_layers",
+            "at least 1 where a step is one sample",
+        )  # fmt: skip
+        self.require(
+            self.front_end != "spectrogram"
+            or (self.front_end_window >= samples and (self.front_end_window - samples) % 2 == 0),
+            "front_end_window", f"model.front_end_samples = {samples} or more by an even number",
+        )  # fmt: skip
         self.require(
             self.width % self.num_heads == 0, "width", f"a number divisible by model.num_heads = {self.num_heads}"
         )

@@ -14,6 +14,7 @@ from tzn import ops
 from tzn.models.config import TemporalZoomNetConfig
 from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift, depth_from_logits
 from tzn.nn.conv import Conv3, ConvTower
+from tzn.nn.front_end import FrontEnd
 from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, flatten_levels, point_grid
 
 # Strides; keeps the likelihood bounded where offsets can be exact. Below what models learn: the smallest scale that the
@@ -63,6 +64,13 @@ class TemporalZoomNet(nn.Module):
         self.config = c = config
         self.register_buffer("feature_mean", torch.zeros(c.input_dim))
         self.register_buffer("feature_std", torch.ones(c.input_dim))
+        self.front_end = None
+        if c.front_end != "none":
+            self.front_end = FrontEnd(
+                c.front_end, c.front_end_samples, c.input_dim // c.front_end_samples, c.front_end_width,
+                layers=c.front_end_layers, kernel=c.front_end_kernel, window=c.front_end_window,
+                squeeze=c.front_end_squeeze,
+            )  # fmt: skip
         self.embedding = Embedding(c)
         block = (c.width, c.num_heads, c.window, c.mlp_ratio, c.drop_path)
         self.shallow = nn.ModuleList(VariableDepthBlock(*block) for _ in range(c.shallow_layers))
@@ -171,7 +179,10 @@ class TemporalZoomNet(nn.Module):
 
     def _shallow_features(self, features: Tensor, mask: Tensor) -> Tensor:
         standard = (features - self.feature_mean) / self.feature_std
-        x = self.embedding(standard * mask.unsqueeze(-1), mask)
+        x = standard * mask.unsqueeze(-1)
+        if self.front_end is not None:
+            x = self.front_end(x, mask)
+        x = self.embedding(x, mask)
         for block in self.shallow:
             x = block(x, mask)
         return x
@@ -197,7 +208,8 @@ class TemporalZoomNet(nn.Module):
         """Steps on either side of an output that can change it; a multiple of the coarsest stride."""
         c = self.config
         half = c.window // 2
-        reach = c.embedding_layers + (c.shallow_layers + c.refinement_layers) * half
+        reach = 0 if self.front_end is None else self.front_end.radius
+        reach += c.embedding_layers + (c.shallow_layers + c.refinement_layers) * half
         coarsest = c.strides[-1]
         stride = 1
         while stride < coarsest:  # pooling reaches one step of the finer level, then a block at the coarser one
@@ -219,7 +231,7 @@ class Embedding(nn.Module):
     def __init__(self, config: TemporalZoomNetConfig) -> None:
         super().__init__()
         width = config.width
-        self.project = nn.Linear(config.input_dim, width)
+        self.project = nn.Linear(config.input_dim if config.front_end == "none" else config.front_end_width, width)
         self.norm = nn.LayerNorm(width)
         self.convs = nn.ModuleList(Conv3(width, width, bias=False) for _ in range(config.embedding_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.embedding_layers))

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,6 +47,7 @@ from tzn.readers.front_end import prepare_features
 from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
 from tzn.training.resolve import best_f1_threshold, fingerprint, resolve_config
+from tzn.training.start import start_from
 from tzn.training.watch import LOOKED_AT, SLOWER, LossWatch, advice, begins_anew, detect, mean_ap, some_of
 
 LOG = logging.getLogger("tzn")
@@ -147,6 +148,7 @@ def train(
     devices: int | None = None,
     num_nodes: int = 1,
     progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train a localizer and return the checkpoint to use (best on validation where there is one, else the last).
 
@@ -157,6 +159,7 @@ def train(
         resume: continue the run in ``out`` from its last checkpoint; the same seeds give the same run. Refused, before
             anything is written, with another configuration, other classes or other recordings.
         accelerator, devices, num_nodes: as in Lightning; under ``torchrun`` devices default to its processes.
+        say: takes what a user should know, line by line.
 
     Raises:
         ConfigError, DataError, CheckpointError: configuration, data or teacher do not fit; nothing is written.
@@ -168,10 +171,10 @@ def train(
     last = out / "checkpoints" / "last.ckpt"
     with StopOnSignal() as stop:
         try:
-            return _train(config, data, out, last, resume, (accelerator, devices, num_nodes, progress), stop)
+            return _train(config, data, out, last, resume, (accelerator, devices, num_nodes, progress), stop, say)
         except (StoppedError, SIGTERMException, KeyboardInterrupt) as error:
             by_hand = isinstance(error, KeyboardInterrupt) and not isinstance(error, Terminated)
-            number = signal.SIGINT if by_hand else signal.SIGTERM
+            number = int(signal.SIGINT if by_hand else signal.SIGTERM)
             number = error.signal_number if isinstance(error, StoppedError) else number
             then = (
                 "continue with --resume" if last.is_file() else "no epoch was finished, so start again without --resume"
@@ -181,7 +184,7 @@ def train(
 
 def _train(
     config: ExperimentConfig, data: Path, out: Path, last: Path, resume: bool,
-    machine: tuple[str, int | None, int, bool], stop: StopOnSignal,
+    machine: tuple[str, int | None, int, bool], stop: StopOnSignal, say: Callable[[str], None],
 ) -> Path:  # fmt: skip
     _check_out(out, last, resume)
     config = prepare_features(config, data, progress=machine[3])
@@ -193,7 +196,7 @@ def _train(
     teacher = load_teacher(config, train_set.classes) if config.training.teacher else None
     for left in range(config.training.retries, -1, -1):
         try:
-            return _attempt(config, train_set, validation_set, teacher, data, out, last, resume, machine, stop)
+            return _attempt(config, train_set, validation_set, teacher, data, out, last, resume, machine, stop, say)
         except _AnewError as error:
             if not left:
                 raise error.reason from None
@@ -230,12 +233,15 @@ def _with_found_rate(config: ExperimentConfig, last: Path) -> ExperimentConfig:
 def _attempt(
     config: ExperimentConfig, train_set: RecordingDataset, validation_set: RecordingDataset | None, teacher: Any,
     data: Path, out: Path, last: Path, resume: bool, machine: tuple[str, int | None, int, bool], stop: StopOnSignal,
+    say: Callable[[str], None],
 ) -> Path:  # fmt: skip
     pl.seed_everything(config.training.seed, workers=True, verbose=False)
     held_out = validation_set.recordings if validation_set else []
     described = fingerprint(train_set.classes, [*train_set.recordings, *held_out])
     module = LocalizerModule(config, train_set.classes, held_out, teacher, described)
     mean, std = fit_standardisation(train_set)
+    if config.training.start is not None and not resume:
+        say(start_from(config.training.start, module.model, train_set.classes).text())
     module.model.feature_mean.copy_(mean)
     module.model.feature_std.copy_(std)
     train_set.channel_std = std
