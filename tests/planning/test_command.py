@@ -16,7 +16,7 @@ SMALL = ["model.width=32", "model.head_width=16", "model.boundary_width=16", "tr
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two seconds of samples for a grid step of the plan: pooled."""
+    """100 samples a second for actions of seconds: the plan pools them."""
     return many(tmp_path_factory.mktemp("sets") / "phone", 5, 100.0, 60.0, (2.0, 8.0), 2, names="s{:02d}_x")
 
 
