@@ -10,6 +10,8 @@ that it has not seen:
 * halves: all groups not seen, held out or test, are split at random into two halves, many times; one calibrates, the other
   judges. That tells luck with one split from the rule.
 
+Of "hapt_shipped", the model that comes with tzn, only the test groups are unseen: halves alone.
+
 Sets named by --folds also get all their folds and a network trained on all training groups: calibrated by folds (``tzn
 calibrate --folds``), judged on the test groups. Runs that are in --runs already are taken as they are.
 """
@@ -46,6 +48,7 @@ from tzn.data.groups import group_folds, recording_groups
 from tzn.errors import DataError
 from tzn.evaluation.flat import GroundTruth
 from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint
+from tzn.models.pretrained import load_pretrained
 from tzn.training import train
 from tzn.training.calibrate import (
     HeldOut,
@@ -63,13 +66,14 @@ SHOWN = 0.1  # score from which on detections are judged: the many below are nea
 
 
 class Set(NamedTuple):
-    config: Path
+    config: Path | None  # None: the model that comes with tzn
     group: str | None  # regular expression of a recording's group; None: the annotations' subjects
     folds: int  # parts of the training groups, of which the first is held out
     what: str
 
 
 SETS = {
+    "hapt_shipped": Set(None, r"user\d+", 0, "people"),
     "hapt": Set(HERE / "hapt.yaml", r"user\d+", 3, "people"),
     "ludb": Set(CONFIGS / "ludb.yaml", None, 5, "people"),
     "sp_sw_har": Set(CONFIGS / "sp_sw_har.yaml", None, 3, "people"),
@@ -81,6 +85,7 @@ SETS = {
 def run_of(name: str, part: int | None, options: Any) -> LoadedCheckpoint:
     """The set's network trained without one part of the groups; None: on all of them."""
     of, data = SETS[name], options.data / name
+    assert of.config is not None
     run = options.runs / name / ("full" if part is None else f"fold{part}")
     if not (run / "run.json").is_file():
         held: tuple[str, ...] = ()
@@ -186,14 +191,32 @@ def measured(name: str, options: Any) -> dict[str, Any]:
         return {}
 
 
+def _of_shipped(name: str, options: Any) -> dict[str, Any]:
+    """A model of the package on the test groups, which calibrated it: random halves judge each other."""
+    data = options.data / name.removesuffix("_shipped")
+    checkpoint = load_pretrained(data.name).checkpoint
+    config = uncalibrated(checkpoint)
+    test = held_out_by(checkpoint, config, data, SETS[name].group, split="test")
+    return {
+        "what": SETS[name].what, "calibration": _tables(fit(test, config.inference, "test")),
+        "halves": halves(test, config.inference, 20 if options.smoke else 200, options.seed),
+    }  # fmt: skip
+
+
+def _tables(calibration: Calibration) -> dict[str, Any]:
+    return {k: v for k, v in calibration.to_dict().items() if k not in ("inference", "scores", "probabilities")}
+
+
 def _measured(name: str, options: Any) -> dict[str, Any]:
+    if SETS[name].config is None:
+        return _of_shipped(name, options)
     checkpoint = run_of(name, 0, options)
     inference = uncalibrated(checkpoint).inference
     held, test = (read(name, 0, split, options) for split in ("validation", "test"))
     calibration = fit(held, inference, "validation")
     result: dict[str, Any] = {
         "what": SETS[name].what, "held_out_groups": calibration.intervals.groups,
-        "calibration": {k: v for k, v in calibration.to_dict().items() if k not in ("inference", "scores", "probabilities")},
+        "calibration": _tables(calibration),
         "shipped": judged(test, calibration) | {"constant": constant(held, test)},
         "probabilities": probabilities(test, calibration),
         "halves": halves(joined([held, test]), inference, 20 if options.smoke else 200, options.seed),
@@ -249,7 +272,7 @@ def markdown(sets: dict[str, dict[str, Any]]) -> str:
     chances = [
         [name, str(s["probabilities"]["count"]),
          *(f"{s['probabilities'][k][m]:.3f}" for m in ("ece", "brier") for k in ("scores", "calibrated"))]
-        for name, s in sets.items()
+        for name, s in sets.items() if "probabilities" in s
     ]  # fmt: skip
     lines = [
         "# Calibrated intervals and probabilities on groups never seen", "",
@@ -288,7 +311,7 @@ def main() -> None:
     parser = evidence_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder per set")
     parser.add_argument("--runs", type=Path, default=Path("runs/calibration"), help="folder of the trained runs")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=[name for name in SETS if SETS[name].config])
     parser.add_argument("--folds", nargs="*", choices=list(SETS), default=[], help="sets with all folds and a full run")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
