@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from tzn.cli._shared import Commands, add_device, command
+from tzn.console import LOG
 
 
 def add_calibrate(commands: Commands) -> None:
@@ -44,6 +44,6 @@ def _calibrate(o: argparse.Namespace) -> None:
 
     report = calibrate(
         o.checkpoint, o.data, folds=o.folds, group=o.group, fold_runs=o.fold_run, held_out=o.held_out, out=o.out,
-        device=o.device, progress=not o.no_progress, say=lambda line: print(f"tzn calibrate: {line}", file=sys.stderr),
+        device=o.device, progress=not (o.no_progress or o.quiet), say=LOG.warning,
     )  # fmt: skip
     print(json.dumps(report.to_dict()) if o.json else report.text())
