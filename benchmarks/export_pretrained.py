@@ -3,11 +3,10 @@
 usage: python -m benchmarks.export_pretrained {hapt,ludb,sp_sw_har} RUN --data hapt
        python -m benchmarks.export_pretrained hapt --data hapt --on-test 'user[0-9]+'
 
-RUN is best calibrated first (``tzn calibrate``); what that stored goes with the model. The second form calibrates the
-model that ships already on the test groups, which it has not seen: their boundaries are used for that alone, and are no
-test of the intervals any more; printed is how those of all but one group cover that one's. Weights are written in half
-precision to tzn/pretrained/NAME.safetensors; the card beside it, NAME.md, is written by hand from what this program
-prints.
+RUN is best calibrated first (``tzn calibrate``); what that stored goes with the model. The second form calibrates the model
+that ships on the test groups, which it has not seen: their boundaries are used for that alone, and are no test of the
+intervals any more; printed is how those of all but one group cover that one's. Weights are written in half precision to
+tzn/pretrained/NAME.safetensors; the card beside it, NAME.md, is written by hand from what this program prints.
 """
 
 from __future__ import annotations
