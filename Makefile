@@ -26,11 +26,11 @@ test-extractors: $(STAMP)
 
 # The tests whose numbers depend on the instruction set, once per SIMD level below the machine's own.
 test-simd: $(STAMP)
-	$(BIN)/python tests/simd_levels.py
+	env OMP_WAIT_POLICY=passive $(BIN)/python tests/simd_levels.py
 
 # Every program of benchmarks/evidence on tiny settings, and the directions that theory or counting make certain.
 evidence-smoke: $(STAMP)
-	$(BIN)/python -m pytest -q tests/evidence
+	$(PYTEST) tests/evidence
 
 # The CPU kernels built with AddressSanitizer and UBSan, beside the normal ones, and the op and fuzz tests on them.
 SANITIZED := build/sanitize
