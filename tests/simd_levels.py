@@ -53,7 +53,17 @@ def main(options: list[str]) -> int:
     print(said + (f"; skipped, this CPU lacks them: {', '.join(missing)}" if missing else ""), flush=True)
     if "--list" in options:
         return 0
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *(str(HERE / test) for test in TESTS)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "2",
+        "--dist",
+        "worksteal",
+        *(str(HERE / test) for test in TESTS),
+    ]
     command += [f"--ignore={HERE / test}" for test in LEFT_OUT] + options
     failed = []
     for level in have[:-1]:

@@ -283,7 +283,7 @@ def shell(tmp_path_factory):
 
 
 def test_bash_completes_commands_options_keys_and_values(shell):
-    assert shell("tzn p") == {"plot", "predict"}
+    assert shell("tzn p") == {"plot", "predict", "pretrained"}
     assert {"--out", "--stream", "--pretrained"} <= shell("tzn predict --")
     assert shell("tzn predict --pretrained ") == {"hapt"}
     assert "training.epochs=" in shell("tzn train mine.yaml training.ep")

@@ -26,7 +26,7 @@ def test_export_then_predict(exports, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["export", "gone.ckpt", "--to", "onnx"], "no such checkpoint, file or folder"),
+        (["export", "gone.ckpt", "--to", "onnx"], "no such file or folder"),
         (["export", "m.ckpt"], "--to: expected one of onnx, pt2, aoti"),
         (["export", "m.ckpt", "--to", "onnx", "--out", "m.bin"], "expected a name that ends in .onnx"),
         (["export", "m.ckpt", "--to", "onnx", "inference.nms=often"], "inference.nms"),

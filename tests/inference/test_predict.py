@@ -212,7 +212,7 @@ def test_subtitles_hold_what_the_checkpoint_calls_confident(folder, tmp_path, ca
     assert "no score threshold" in capsys.readouterr().err
     loaded = load_checkpoint(folder / "fixed.ckpt")
     known = types.SimpleNamespace(
-        model=loaded.model, classes=loaded.classes, config=loaded.config, score_threshold=0.85
+        calibration=None, model=loaded.model, classes=loaded.classes, config=loaded.config, score_threshold=0.85
     )
     said: list[str] = []
     counts = {

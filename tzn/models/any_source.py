@@ -33,7 +33,7 @@ def load_model(source: str | PathLike[str]) -> Source:
     if not path.exists():
         names = ", ".join(repr(known) for known in pretrained_names())
         raise CheckpointError(
-            f"{str(source)!r}: no such checkpoint, file or folder; expected a checkpoint, the folder of a run, an exported "
+            f"{str(source)!r}: no such file or folder; expected a checkpoint, the folder of a run, an exported "
             f"model, or a model that comes with tzn: {names}"
         )
     if is_exported(path):
