@@ -194,7 +194,7 @@ int64_t suppress_group(Group<float>& group, const Decay<float>& decay, int64_t c
 }
 
 // Candidates of recording `which` by group, in the order of the input.
-std::vector<std::vector<int64_t>> members_of(const GroupArguments& given, int64_t which, float above) {
+std::vector<std::vector<int64_t>> members_of(const GroupArguments& given, int64_t which, double above) {
   std::vector<std::vector<int64_t>> members(given.groups);
   const float* scores = given.score_data() + which * given.number;
   const int* labels = given.label_data() ? given.label_data() + which * given.number : nullptr;
@@ -216,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor> suppress_groups(
       static_cast<float>(min_score)};
   torch::stable::parallel_for(0, given.recordings, 1, [&](int64_t begin, int64_t end) {
     for (int64_t which = begin; which < end; ++which) {
-      const auto members = members_of(given, which, static_cast<float>(above));
+      const auto members = members_of(given, which, above);
       for (int64_t g = 0; g < given.groups; ++g) {
         const int64_t row = which * given.groups + g, first = row * given.capacity;
         auto group = make_group(

@@ -64,7 +64,8 @@ def _check(a: dict[str, Any], out: Tensor, rng: Random, *, gradients: bool) -> N
     assert out.shape == a["x"].shape and out.dtype == a["x"].dtype
     still = ~_active(a)
     assert_same(out.detach()[still], a["x"].detach()[still], "inactive rows")
-    if all_ordinary(a["x"], a["gate"], a["weights"]) and out.dtype in (torch.float32, torch.float64):
+    alike = all(w.dtype == out.dtype for w in (*a["weights"], *([] if a["gate"] is None else [a["gate"]])))
+    if alike and all_ordinary(a["x"], a["gate"], a["weights"]) and out.dtype in (torch.float32, torch.float64):
         x, gate, weights = double(a["x"]), double(a["gate"]), double(a["weights"])
         wanted = reference.variable_depth_block(x, gate, weights, mask=a["mask"])
         # LayerNorm of a row of equal numbers divides rounding by sqrt(eps).

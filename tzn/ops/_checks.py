@@ -74,6 +74,11 @@ def check_count(name: str, value: int, least: int) -> None:
         fail(name, value, f"an integer >= {least}")
 
 
+def check_number(name: str, value: float) -> None:
+    if not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+        fail(name, repr(value)[:80], "a number")
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         fail(name, repr(value), f"one of {', '.join(choices)}")

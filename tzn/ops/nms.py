@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tzn.ops._backend import choose_backend, missing_cuda, missing_native, serves
-from tzn.ops._checks import check_choice, check_count, check_device, check_floating, check_shape, checks_values, fail
+from tzn.ops._checks import (
+    check_choice,
+    check_count,
+    check_device,
+    check_floating,
+    check_number,
+    check_shape,
+    checks_values,
+    fail,
+)
 from tzn.ops._register import define, new_size
 from tzn.ops.segment_iou import check_segments
 from tzn.reference.nms import METHODS, VOTE_WEIGHTS, Rule, best_picks, suppress_recordings, vote_segments
@@ -224,8 +233,7 @@ def nms_padded(
     check_choice("vote_weight", vote_weight, VOTE_WEIGHTS)
     numbers = {"iou_threshold": iou_threshold, "sigma": sigma, "min_score": min_score, "voting_thresh": voting_thresh}
     for name, number in numbers.items():
-        if not isinstance(number, (int, float)):
-            fail(name, repr(number), "a number")
+        check_number(name, number)
     index, score, kept, num_kept = _PADDED(
         segments, scores, labels, classes, capacity, method, multiclass, iou_threshold, sigma, min_score, voting_thresh,
         vote_weight, per_class_voting,
@@ -259,7 +267,9 @@ def _check(segments: Tensor, scores: Tensor, iou_threshold: float, min_score: fl
     check_device("scores", scores, segments.device)
     if checks_values(scores) and bool(scores.isnan().any()):
         fail("scores", "NaN", "numbers")
+    check_number("sigma", sigma)
     for name, value in (("iou_threshold", iou_threshold), ("min_score", min_score)):
+        check_number(name, value)
         if not value >= 0:
             fail(name, value, ">= 0")
     if not sigma >= torch.finfo(segments.dtype).tiny:  # smaller ones round to 0, and 0 / 0 is NaN

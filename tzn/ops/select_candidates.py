@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tzn import reference
 from tzn.ops._backend import choose_backend, kernels, serves
-from tzn.ops._checks import check_count, check_device, check_floating, check_shape, checks_values, fail
+from tzn.ops._checks import check_count, check_device, check_floating, check_number, check_shape, checks_values, fail
 from tzn.ops._register import define, new_size
 from tzn.reference import Candidates
 
@@ -27,15 +27,16 @@ def select_candidates(scores: Tensor, level: Tensor, *, min_score: float, topk: 
     Raises:
         ValueError: wrong shape or dtype, NaN scores, ``topk`` < 1.
     """
-    _check(scores, level, topk, "P, C")
+    _check(scores, level, min_score, topk, "P, C")
     return Candidates(*_OP(scores, level, min_score, topk))
 
 
-def _check(scores: Tensor, level: Tensor, topk: int, shape: str) -> None:
+def _check(scores: Tensor, level: Tensor, min_score: float, topk: int, shape: str) -> None:
     check_floating("scores", scores)
     check_shape("scores", scores, f"[{shape}]", *(None for _ in shape.split(",")))
     check_shape("level", level, f"[P] = [{scores.shape[-2]}]", scores.shape[-2])
     check_device("level", level, scores.device)
+    check_number("min_score", min_score)
     check_count("topk", topk, 1)
     if checks_values(scores) and bool(scores.isnan().any()):
         fail("scores", "NaN", "probabilities")
@@ -66,7 +67,7 @@ def select_candidates_padded(
     Raises:
         ValueError: as :func:`select_candidates`; ``levels`` < 1.
     """
-    _check(scores, level, topk, "B, P, C")
+    _check(scores, level, min_score, topk, "B, P, C")
     check_count("levels", levels, 1)
     if checks_values(level) and level.numel() and not (int(level.min()) >= 0 and int(level.max()) < levels):
         fail("level", f"{int(level.min())} to {int(level.max())}", f"0 to levels - 1 = {levels - 1}")

@@ -60,6 +60,7 @@ def _check_weights(weights: BlockWeights, x: Tensor) -> None:
         check_floating(f"weights.{name}", tensor)
         check_device(f"weights.{name}", tensor, x.device)
     check_shape("weights.position_bias", weights.position_bias, "[H, w]", None, None)
+    check_shape("weights.norm1_weight", weights.norm1_weight, "[D]", None)
     (heads, window), width = weights.position_bias.shape, weights.norm1_weight.shape[0]
     if x.shape[2] != width:
         swapped = ": [B, C, T]? transpose(1, 2) gives [B, T, C]" if x.shape[1] == width else ""
