@@ -162,7 +162,9 @@ def test_a_good_file_beside_a_bad_one_is_not_written_either(run, data, tmp_path,
 
 
 def test_missing_checkpoints_configs_and_options(run, data, tmp_path, capsys):
-    assert "no such checkpoint" in _fails(capsys, "predict", tmp_path / "no.ckpt", data, "--out", tmp_path / "p.json")
+    assert "no such file or folder" in _fails(
+        capsys, "predict", tmp_path / "no.ckpt", data, "--out", tmp_path / "p.json"
+    )
     assert "no such configuration" in _fails(capsys, "train", tmp_path / "no.yaml", "--data", data)
     assert "did you mean" in _fails(capsys, "eval", run, "--data", data, "inference.modee=pair")
     assert "--budget 1.5" in _fails(capsys, "eval", run, "--data", data, "--budget", "1.5")

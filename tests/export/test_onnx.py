@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_model
 import torch
-from exported import NAMES, actionformer_checkpoint, features, same, small_checkpoint
+from exported import NAMES, actionformer_checkpoint, features, moved, same, small_checkpoint, written
 
 import tzn
 from tzn.detections import read_predictions
@@ -50,6 +51,28 @@ def test_network_outputs_at_every_length_and_depth(exports):
             for a, b in zip(found.fields(rows), wanted.fields(rows), strict=True):
                 torch.testing.assert_close(a, b, equal_nan=True, **close)
     assert {0.0, 1.0} <= set(shares) and any(0.2 < share < 0.8 for share in shares)
+
+
+@pytest.mark.parametrize(
+    "front_end",
+    [
+        {"front_end": "conv", "front_end_samples": 5, "front_end_squeeze": 3},
+        {"front_end": "spectrogram", "front_end_samples": 4, "front_end_window": 8},
+    ],
+    ids=lambda settings: settings["front_end"],
+)
+def test_a_front_end_is_exported_with_the_network(tmp_path, front_end):
+    model = small_model.build(input_dim=2 * front_end["front_end_samples"], **front_end)
+    moved(model)
+    file = tmp_path / "raw.onnx"
+    export_localizer(written(tmp_path / "raw.ckpt", model), file)
+    program = tzn.load(file).network
+    for steps in (1, 7, 64, 211):
+        x = torch.randn(1, steps, model.config.input_dim, generator=torch.Generator().manual_seed(steps))
+        mask = torch.ones(1, steps, dtype=torch.bool)
+        with torch.no_grad():
+            wanted, found = model.points(x, mask), program.points(x, mask)
+        torch.testing.assert_close(found.scores, wanted.scores, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["small", "actionformer"])

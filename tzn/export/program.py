@@ -144,6 +144,7 @@ def describe(
         "feature_channels": model.config.feature_dim, "classes": list(checkpoint.classes), "config": config,
         "signal": None if signal is None else dataclasses.asdict(signal),
         "score_threshold": checkpoint.score_threshold, "score_threshold_split": checkpoint.score_threshold_split,
+        "calibration": None if checkpoint.calibration is None else checkpoint.calibration.to_dict(),
         "mean": model.feature_mean.tolist(), "std": model.feature_std.tolist(), "time_grid": grid,
         "strides": list(model.config.strides), "receptive_radius": model.receptive_radius,
         "padding": padding, "inputs": list(program.inputs), "outputs": list(program.outputs),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tzn.config_loading import config_from_dict
 from tzn.errors import CheckpointError, ConfigError
-from tzn.models.checkpoint import LoadedCheckpoint
+from tzn.models.checkpoint import LoadedCheckpoint, with_calibration
 from tzn.models.exported import ExportedNetwork, Run
 from tzn.models.pretrained import RawSignal
 from tzn.optional import require
@@ -73,7 +73,11 @@ def load_exported(path: str | Path) -> LoadedProgram:
     except (CheckpointError, ConfigError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     threshold = description.get("score_threshold"), description.get("score_threshold_split")
-    loaded = LoadedCheckpoint(network.eval(), tuple(description["classes"]), description["config"], *threshold)
+    try:
+        described, calibration = with_calibration(description["config"], description.get("calibration"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    loaded = LoadedCheckpoint(network.eval(), tuple(description["classes"]), described, *threshold, calibration)
     return LoadedProgram(loaded, raw, description)
 
 

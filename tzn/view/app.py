@@ -110,6 +110,10 @@ def _check(description: dict[str, Any], model: Path) -> None:
         )
     if config.data.fixed_length is not None:
         raise ConfigError(f"{model}: data.fixed_length resizes whole recordings, which the page does not do")
+    if config.data.pool > 1 or config.data.log_channels:
+        raise ConfigError(
+            f"{model}: data.pool and data.log_channels change features before the network, which the page does not do"
+        )
     if config.data.single_class:
         raise ConfigError(
             f"{model}: data.single_class: its classes come from a classifier of whole videos; the page has none"

@@ -114,7 +114,10 @@ function decodeCandidates(selection, crossings, config) {
       const overlap = Math.min(1, Math.max(0, (e - s) / (e - s + (std[0] + std[1]) / LAPLACE_STD)));
       score *= overlap ** config.quality;
     }
-    if (e - s > config.duration_thresh) made.push({ s, e, label, score, std });
+    // Last, as in Python: an end that no crossing moved has the very standard error of its offset.
+    const [moved, others] = config.std_scale ?? [1, 1];
+    const scaled = std && std.map((x, i) => x * (x === spread[i] ? others : moved));
+    if (e - s > config.duration_thresh) made.push({ s, e, label, score, std: scaled });
   }
   return made;
 }
