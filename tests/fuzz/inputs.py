@@ -122,7 +122,7 @@ def mutate(rng: Random, x: Any) -> Any:
         if kind == "grad":
             return x.detach().clone().requires_grad_() if x.is_floating_point() else x
         if kind == "sparse":
-            return x.to_sparse() if x.dim() else x
+            return x.detach().to_sparse() if x.dim() else x
         return {"dtype": x.to(rng.choice(DTYPES)), "meta": x.to("meta"), "none": rng.choice((None, 1.5, "x", [1]))}[
             kind
         ]

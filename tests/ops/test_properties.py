@@ -117,7 +117,10 @@ def test_crossings(compiled, fields, steps, dtype, estimator, window, min_slope,
     )  # fmt: skip
     assert torch.equal(found.count, wanted.count)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    for ours, true in zip(found[:3], wanted[:3], strict=True):
+    for name in ("position", "std", "slope"):
+        ours, true = getattr(found, name), getattr(wanted, name)
+        if name == "slope":  # two crossings at one place, up to rounding, may come in any order
+            ours, true = ours.sort(-1).values, true.sort(-1).values
         torch.testing.assert_close(ours, true, rtol=tolerance, atol=tolerance * (steps + 1))
 
 

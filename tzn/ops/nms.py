@@ -227,6 +227,8 @@ def nms_padded(
     for name, tensor in (("scores", scores), ("labels", labels)):
         check_shape(name, tensor, f"[B, N] = {list(segments.shape[:2])}", *segments.shape[:2])
         check_device(name, tensor, segments.device)
+    if labels.is_floating_point() or labels.is_complex():
+        fail("labels", str(labels.dtype), "an integer tensor")
     for name, count in (("classes", classes), ("capacity", capacity)):
         check_count(name, count, 1)
     check_choice("method", method, (*METHODS, "none"))
