@@ -122,6 +122,7 @@ def test_the_model_that_comes_along_on_a_real_recording(exports, shared):
     samples = np.load(shared / "data/hapt/features/exp04_user02.npy").astype(np.float32).reshape(-1, 6)
     same(program(samples), source(samples), at_least=100)
     same(program(samples[:40], fps=100), source(samples[:40], fps=100))  # resampled, a few steps
+    assert source(samples).intervals is not None and program(samples).intervals == source(samples).intervals
     assert program.signal == source.signal and program.score_threshold == source.score_threshold
     assert program.classes == source.classes and program.config == source.config
 
