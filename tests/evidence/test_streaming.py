@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import small_model
 from small_run import small_config
-from test_smoke import shared_data
 
 from benchmarks import streaming
 from benchmarks.lib.parity import NoParity
@@ -19,8 +18,8 @@ from tzn.detections import Detections
 from tzn.models.checkpoint import save_checkpoint
 
 
-def test_the_program(monkeypatch, tmp_path):
-    data = shared_data("hapt")
+def test_the_program(monkeypatch, tmp_path, shared):
+    data = shared / "data" / "hapt"
     config = small_config("data.fps=50", "data.feat_stride=5", "data.num_frames=5")
     config = dataclasses.replace(config, model=small_model.CONFIG.replace(input_dim=30))
     save_checkpoint(tmp_path / "s.ckpt", small_model.build(input_dim=30), config_to_dict(config), ("a", "b", "c", "d"))
