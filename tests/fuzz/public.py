@@ -322,7 +322,7 @@ def _nms_padded(a: Arguments, out: Any, rng: Random) -> None:
             wanted = reference.batched_nms(
                 segments, scores, labels, max_seg_num=a["capacity"], voting_thresh=0.0, **rule
             )
-            assert_same(out.label[r, :number], wanted[2], "labels")
+            assert_same(out.label[r, :number], wanted[2].to(out.label.dtype), "labels")
             assert_scores(out.score[r, :number], wanted[1])
             if a["voting_thresh"] == 0:
                 assert_same(out.segments[r, :number], wanted[0], "segments")

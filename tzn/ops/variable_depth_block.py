@@ -53,6 +53,11 @@ def variable_depth_block(
     return _OP(x, gate, _cast(weights, x), mask)  # type: ignore[no-any-return]
 
 
+VECTORS = tuple(
+    n for n in BlockWeights._fields if n.startswith("norm") or (n != "position_bias" and n.endswith("bias"))
+)
+
+
 def _check_weights(weights: BlockWeights, x: Tensor) -> None:
     if not isinstance(weights, tuple) or len(weights) != len(BlockWeights._fields):
         raise TypeError(f"weights: got {type(weights).__name__}, expected BlockWeights")
@@ -71,6 +76,11 @@ def _check_weights(weights: BlockWeights, x: Tensor) -> None:
     check_shape("weights.key_value_weight", weights.key_value_weight, f"[2 D, D] with D = {width}", 2 * width, width)
     check_shape("weights.up_weight", weights.up_weight, f"[M, D] with D = {width}", None, width)
     check_shape("weights.down_weight", weights.down_weight, f"[D, M] with D = {width}", width, None)
+    sizes = {"key_value_bias": 2 * width, "up_bias": weights.up_weight.shape[0]}
+    for name in VECTORS:
+        size = sizes.get(name, width)
+        if getattr(weights, name).shape != (size,):  # [1, D] would compute, and have no gradient
+            check_shape(f"weights.{name}", getattr(weights, name), f"[{size}]", size)
 
 
 def _cast(weights: BlockWeights, x: Tensor) -> list[Tensor]:
