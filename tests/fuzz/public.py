@@ -194,6 +194,9 @@ def _decode_arguments(rng: Random) -> Arguments:
 
 @answer(lambda a: ops.decode_segments(**a))
 def _decode_segments(a: Arguments, out: Any, rng: Random) -> None:
+    tables = [table.position for table in (a["starts"], a["ends"]) if table is not None]
+    if not all(bool((p[..., :-1] <= p[..., 1:]).all()) for p in tables):
+        return  # of crossings in disorder any may be taken for the nearest
     for ours, true, name in zip(out, reference.decode_segments(**a), ("segments", "std"), strict=True):
         assert_near(ours, true, name, size=100)
 
