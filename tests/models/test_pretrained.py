@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tzn
 from tzn.cli import main
 from tzn.config_loading import config_from_dict
 from tzn.data.dataset import load_split_annotations, select_recordings
 from tzn.detections import read_predictions
 from tzn.errors import CheckpointError
+from tzn.evaluation.boundary_error import boundary_errors
 from tzn.evaluation.detection_map import score_detections
 from tzn.evaluation.flat import GroundTruth
 from tzn.models.pretrained import FOLDER, load_pretrained, pretrained_names, save_pretrained
@@ -88,3 +90,21 @@ def test_every_model_is_listed_with_what_one_chooses_by(capsys):
         assert shown.startswith(f"# {name}") and f"--pretrained {name}" in shown
     assert main(["pretrained", "list"]) == 0 and "hapt: " in capsys.readouterr().out
     assert main(["pretrained", "show", "thumos"]) == 2 and "expected one of hapt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "least"), [("sp_sw_har", 0.9), ("ludb", 0.9), ("hapt", 0.9)])
+def test_raw_signals_of_people_not_seen(name, least, shared):
+    model = tzn.load(name)
+    annotations = load_split_annotations(shared / "data" / name, model.config.data, model.classes)
+    test = select_recordings(annotations, model.config.data, "test")[:6]
+    found = {}
+    for recording in test:
+        features = np.load(shared / f"data/{name}/features/{recording.id}.npy").astype(np.float32)
+        found[recording.id] = model(features.reshape(-1, model.channels))
+    truth = {r.id: GroundTruth(r.segments, r.labels) for r in test}
+    assert score_detections(truth, found, list(model.classes), (0.5,)).mAP[0] > least
+    # What is said of the errors is there, and far from nothing.
+    errors = boundary_errors(truth, found, len(model.classes))
+    assert all(d.calibrated for d in found.values())
+    covered = np.abs(errors.error) <= model(features.reshape(-1, model.channels)).intervals.factor(0.9) * errors.std
+    assert 0.75 < covered.mean() < 0.99

@@ -102,9 +102,13 @@ def run_of(name: str, part: int | None, options: Any) -> LoadedCheckpoint:
     return load_checkpoint(last_checkpoint(run))
 
 
-def read(name: str, part: int | None, split: str, options: Any) -> HeldOut:
+def read(
+    name: str, part: int | None, split: str, options: Any, std_scale: tuple[float, float] = (1.0, 1.0)
+) -> HeldOut:  # fmt: skip
     checkpoint = run_of(name, part, options)
-    return held_out_by(checkpoint, uncalibrated(checkpoint), options.data / name, SETS[name].group, split=split)
+    config = uncalibrated(checkpoint)
+    config = dataclasses.replace(config, inference=config.inference.replace(std_scale=std_scale))
+    return held_out_by(checkpoint, config, options.data / name, SETS[name].group, split=split)
 
 
 def judged(held: HeldOut, calibration: Calibration) -> dict[str, Any]:
@@ -222,7 +226,8 @@ def _measured(name: str, options: Any) -> dict[str, Any]:
         "halves": halves(joined([held, test]), inference, 20 if options.smoke else 200, options.seed),
     }  # fmt: skip
     if (options.data / name / "annotations_second_rater.json").is_file():
-        every = joined([held, test])
+        # What a calibrated checkpoint gives: corrected standard errors.
+        every = joined([read(name, 0, split, options, calibration.std_scale) for split in ("validation", "test")])
         result["raters"] = raters.compared(options.data / name, every, calibration, checkpoint.classes)
     if name in options.folds:
         folds = joined([read(name, part, "validation", options) for part in range(SETS[name].folds)])

@@ -17,7 +17,7 @@ from tzn.training.calibrate import RIGHT, HeldOut
 
 
 def compared(data: Path, held: HeldOut, calibration: Calibration, classes: tuple[str, ...]) -> dict[str, Any]:
-    """On the recordings of ``held`` that a second rater has annotated too.
+    """On the recordings of ``held``, read off with calibrated standard errors, that a second rater has annotated too.
 
     Returns:
         ``recordings``; ``raters`` and ``model``: ``count``, ``median`` and ``p90`` of |second - first rater| and of
@@ -36,12 +36,11 @@ def compared(data: Path, held: HeldOut, calibration: Calibration, classes: tuple
     found = {name: held.found[name] for name in both}
     mine = boundary_errors(truth, found, len(classes), min_iou=RIGHT)
     factor = calibration.intervals.factor(0.9)
-    scaled = mine.std * np.mean(calibration.std_scale)
     theirs = boundary_errors(
         {name: GroundTruth(second[name].segments, second[name].labels) for name in both}, found, len(classes),
         min_iou=RIGHT,
     )  # fmt: skip
-    inside = np.abs(theirs.error) <= factor * theirs.std * np.mean(calibration.std_scale)
+    inside = np.abs(theirs.error) <= factor * theirs.std
     far, std = _paired(both, truth, other, found, len(classes))
     return {
         "recordings": len(both),
@@ -50,7 +49,7 @@ def compared(data: Path, held: HeldOut, calibration: Calibration, classes: tuple
             "count": mine.error.size, "median": float(np.median(np.abs(mine.error))),
             "p90": float(np.quantile(np.abs(mine.error), 0.9)),
         },
-        "half_width": float(np.median(factor * scaled)), "second_inside": float(inside.mean()),
+        "half_width": float(np.median(factor * mine.std)), "second_inside": float(inside.mean()),
         "rank_correlation": float(spearmanr(std, far).statistic),
     }  # fmt: skip
 

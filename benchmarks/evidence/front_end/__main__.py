@@ -25,8 +25,8 @@ from benchmarks.lib.tables import table
 from tzn.config_loading import load_config
 
 SETS = {
-    "hapt": (ROOT / "benchmarks/evidence/calibration/hapt.yaml", 5, ["training.epochs=10"], "mAP 0.3:0.7"),
-    "ludb": (CONFIGS / "ludb.yaml", 1, ["training.epochs=3"], "mAP 0.5:0.95"),
+    "hapt": (ROOT / "benchmarks/evidence/calibration/hapt.yaml", 5, ["training.epochs=14"], "mAP 0.3:0.7"),
+    "ludb": (CONFIGS / "ludb.yaml", 1, ["training.epochs=4"], "mAP 0.5:0.95"),
 }
 METRICS = ("mAP 0.3:0.7", "mAP 0.5:0.95", "@0.7", "@0.9")
 
