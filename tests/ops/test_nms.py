@@ -57,6 +57,31 @@ def test_goldens_of_batched_nms(goldens: Path):
         _same(public, expected, voted=not case["multiclass"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["linear", "zero", "hard"])
+def test_overlaps_around_the_threshold(method, dtype):
+    """Pairs, each of a class of its own, that overlap by 0.3 give or take a few steps of 1e-4, the threshold between two."""
+    count = 81
+    shares = 0.3 + 1e-4 * (torch.arange(count, dtype=torch.float64) - count // 2 + 0.5)
+    longer = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(count, 2)
+    segments = torch.cat([longer, torch.stack([torch.zeros_like(shares), shares], 1)]).to(dtype)
+    scores = torch.cat([torch.full((count,), 0.9), torch.linspace(0.5, 0.8, count)]).to(dtype)
+    labels = torch.arange(count).repeat(2)
+    soft = {"use_soft_nms": method != "hard", "method": method if method != "hard" else "gaussian"}
+    _, found, of_class = ops.batched_nms(segments, scores, labels, 0.3, 0.0, 2 * count, **soft)
+    overlaps = shares >= 0.3
+    assert int(overlaps.sum()) == count // 2 + 1
+    if method == "linear":
+        wanted = torch.where(overlaps, scores[count:].double() * (1 - shares), scores[count:].double())
+    else:
+        wanted = scores[count:].double()[~overlaps]
+    order = of_class.argsort(stable=True)
+    lower = found[order][found[order] != scores[0]].double()
+    if method == "zero":  # what overlaps stays, with a score of 0
+        lower = lower[lower > 0]
+    torch.testing.assert_close(lower, wanted, rtol=0, atol=3e-6)
+
+
 def _full_cases(goldens: Path, op: str, ties: bool = False):
     arrays = np.load(goldens / "full" / "nms.npz")
     content = json.loads((goldens / "full" / "nms_cases.json").read_text())
