@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
-.PHONY: demo test test-simd test-extractors evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
+.PHONY: demo test test-simd test-arm64 test-extractors evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -27,6 +27,10 @@ test-extractors: $(STAMP)
 # The tests whose numbers depend on the instruction set, once per SIMD level below the machine's own.
 test-simd: $(STAMP)
 	env OMP_WAIT_POLICY=passive $(BIN)/python tests/simd_levels.py
+
+# The kernels for arm64 (NEON), built by a cross compiler, and the op tests on them in an emulator: an hour of two cores.
+test-arm64: $(STAMP)
+	$(BIN)/python tests/arm64.py
 
 # Every program of benchmarks/evidence on tiny settings, and the directions that theory or counting make certain.
 evidence-smoke: $(STAMP)

@@ -2,7 +2,8 @@
 
 Environment: ``TZN_BUILD=0`` leaves the kernels out; ``TZN_BUILD=1`` makes a failed build an error (continuous
 integration, wheels); ``TZN_SANITIZE=1`` builds with AddressSanitizer and UBSan; ``TZN_CUDA=1`` adds the CUDA library
-(``csrc/cuda``), which needs nvcc.
+(``csrc/cuda``), which needs nvcc; ``TZN_TORCH=FOLDER`` builds for the torch that lies there, of another machine
+(``tests/arm64.py``).
 The binary uses PyTorch's stable ABI and no symbol of Python's: one wheel for Python >= 3.10 and torch >= 2.10.
 """
 
@@ -110,6 +111,9 @@ class BuildKernels(build_ext):
 
 
 def _torch():
+    if folder := os.environ.get("TZN_TORCH"):
+        found = _load(Path(folder) / "version.py")
+        return Path(folder), found.__version__
     try:
         import torch
     except ImportError as error:

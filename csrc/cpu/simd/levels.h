@@ -29,6 +29,7 @@
 #pragma GCC pop_options
 #endif
 
+// What every CPU of an architecture has: SSE2 on x86-64, NEON on arm64.
 #define TZN_LEVEL portable
 #define TZN_VECTOR_BYTES 16
 #include "simd.h"
