@@ -92,8 +92,12 @@ def test_raw_signals_are_pooled_and_short_ones_are_not(plain, tmp_path):
     fine = make_plan(read_fingerprint(many(tmp_path / "fine", 4, 500.0, 100.0, (2.0, 10.0), 2)))
     pool, config = fine.value("data", "pool"), fine.config()
     assert 500 * 2 / 16 / 2 < pool <= 500 * 2.4 / 16  # about 16 steps in the shortest
-    assert config.model.input_dim == (4 * pool if config.data.pool_kind == "flatten" else 4)
+    # Too many samples a step to lie side by side: their spectrogram; of ActionFormer, which has no front end, their mean.
+    assert (config.data.pool_kind, config.model.input_dim) == ("flatten", 4 * pool)
+    assert (config.model.front_end, config.model.front_end_samples) == ("spectrogram", pool)
     assert config.stored_dim == 4
+    plain_mean = make_plan(fine.found, model="actionformer")
+    assert plain_mean.value("data", "pool_kind") == "mean" and plain_mean.value("actionformer", "input_dim") == 4
 
 
 def test_flags_and_angles_stay_exact_and_rhythm_is_not_stretched(tmp_path):

@@ -25,6 +25,10 @@ from tzn.planning.groups import held_out
 
 ModelKind = Literal["tzn", "actionformer"]
 WIDEST_FLAT = 128  # channels that pooled steps may have side by side; wider ones are averaged
+SPECTRUM_FROM = (
+    8  # stored steps in a grid step, from which on a spectrogram is taken rather than the mean (docs/evidence.md)
+)
+SPECTRUM_WIDTH = 64  # channels that it makes
 BATCH_STEPS = 4608  # grid steps of a batch: two crops of 2304
 LOG_FROM = 3.0  # median sizes up to which a heavy-tailed channel stays nearly linear
 MOST_CROPS = 16  # of a batch
@@ -144,7 +148,7 @@ def make_plan(
         raise ConfigError(f"--minutes {minutes:g}: expected CPU minutes above 0")
     rules = rules or Rules()
     plan = Plan(found)
-    pool = _data(plan, rules)
+    pool = _data(plan, rules, model)
     on_grid = grid_steps(found, pool)
     crop = _model(plan, on_grid, rules, model)
     batch = _crops(plan, on_grid, crop)
@@ -156,7 +160,7 @@ def make_plan(
     return plan
 
 
-def _data(plan: Plan, rules: Rules) -> int:
+def _data(plan: Plan, rules: Rules, model: ModelKind) -> int:
     """Time grid; returns the stored steps in a grid step."""
     found, data = plan.found, plan.found.data
     if found.front_end.extractor is not None:
@@ -186,14 +190,16 @@ def _data(plan: Plan, rules: Rules) -> int:
     # A grid step must not swallow the recordings.
     pool = max(min(pool, int(np.percentile(found.steps, 5)) // 32), 1)
     flat = found.width * pool <= WIDEST_FLAT
+    spectrum = not flat and model == "tzn" and pool >= SPECTRUM_FROM and not found.channels.of(*EXACT)
     plan.set(
         "data", "pool", pool,
         f"the shortest 2 % of segments last {shortest:.3g} stored steps; {rules.shortest:g} are enough"
         + ("" if pool > 1 else ", so every step is kept"),
     )  # fmt: skip
     plan.set(
-        "data", "pool_kind", "flatten" if flat else "mean",
-        f"{found.width * pool} channels side by side" if flat else f"{found.width} channels are averaged over {pool} steps",
+        "data", "pool_kind", "flatten" if flat or spectrum else "mean",
+        f"{found.width * pool} channels side by side" if flat else f"{pool} samples of {found.width} channels, for the front end"
+        if spectrum else f"{found.width} channels are averaged over {pool} steps",
     )  # fmt: skip
     return pool
 
@@ -203,9 +209,15 @@ def _model(plan: Plan, found: Fingerprint, rules: Rules, model: ModelKind) -> in
     sizes = suggest(found.lengths, found.steps.astype(float))
     plan.notes += sizes.notes
     flat = plan.value("data", "pool_kind") == "flatten"
-    channels = plan.found.width * (plan.value("data", "pool") if flat else 1)
+    pool = plan.value("data", "pool") if flat else 1
+    channels = plan.found.width * pool
     section = "model" if model == "tzn" else "actionformer"
     plan.set(section, "input_dim", channels, "channels of a grid step")
+    if channels > WIDEST_FLAT and pool > 1:
+        plan.set(section, "front_end", "spectrogram", f"a step has {pool} samples: what their frequencies are is kept")
+        plan.set(section, "front_end_samples", pool, "as data.pool")
+        plan.set(section, "front_end_window", 2 * pool + pool % 2, "twice a step, an even number more")
+        plan.set(section, "front_end_width", SPECTRUM_WIDTH, "channels after it")
     plan.set(
         section,
         "num_classes",

@@ -29,9 +29,17 @@ SETS = {
     "hapt": (ROOT / "benchmarks/evidence/calibration/hapt.yaml", 5, ["training.epochs=14"], "mAP 0.3:0.7"),
     # A grid five times coarser, and what counts steps with it.
     "hapt_coarse": (
-        ROOT / "benchmarks/evidence/calibration/hapt.yaml", 25,
-        ["data.pool=5", "model.first_stride=1", "data.max_length=464", "model.boundary_radius=2", "training.epochs=30",
-         "model.regression_ranges=[[0, 3], [3, 6], [6, 12], [12, 25], [25, 10000]]"], "mAP 0.3:0.7",
+        ROOT / "benchmarks/evidence/calibration/hapt.yaml",
+        25,
+        [
+            "data.pool=5",
+            "model.first_stride=1",
+            "data.max_length=464",
+            "model.boundary_radius=2",
+            "training.epochs=30",
+            "model.regression_ranges=[[0, 3], [3, 6], [6, 12], [12, 25], [25, 10000]]",
+        ],
+        "mAP 0.3:0.7",
     ),
     "ludb": (CONFIGS / "ludb.yaml", 1, ["training.epochs=4"], "mAP 0.5:0.95"),
 }
