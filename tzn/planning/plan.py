@@ -196,11 +196,13 @@ def _data(plan: Plan, rules: Rules, model: ModelKind) -> int:
         f"the shortest 2 % of segments last {shortest:.3g} stored steps; {rules.shortest:g} are enough"
         + ("" if pool > 1 else ", so every step is kept"),
     )  # fmt: skip
-    plan.set(
-        "data", "pool_kind", "flatten" if flat or spectrum else "mean",
-        f"{found.width * pool} channels side by side" if flat else f"{pool} samples of {found.width} channels, for the front end"
-        if spectrum else f"{found.width} channels are averaged over {pool} steps",
-    )  # fmt: skip
+    if flat:
+        kept = f"{found.width * pool} channels side by side"
+    elif spectrum:
+        kept = f"{pool} samples of {found.width} channels, for the front end"
+    else:
+        kept = f"{found.width} channels are averaged over {pool} steps"
+    plan.set("data", "pool_kind", "flatten" if flat or spectrum else "mean", kept)
     return pool
 
 
