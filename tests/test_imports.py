@@ -16,6 +16,8 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"demo"},
+    {"distributed"},
+    {"corpus"},
     {"localizer"},
     {"planning"},  # trains a few steps to time them
     {"compat", "export", "info", "training", "view"},

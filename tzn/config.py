@@ -35,7 +35,8 @@ class DataConfig(Checked):
 
     Attributes:
         annotations: annotation file, relative to the data folder (``.json`` or ``.json.gz``).
-        features: folder of feature files, relative to the data folder.
+        features: folder of feature files, relative to the data folder; or a container of them (``.h5``, ``.lmdb``, ``.tar``,
+            ``.zarr``, ``.pt``), or an address of either (``s3://…``).
         file_prefix: put before the recording id in feature file names.
         file_suffix: ``.npy`` or ``.npz``.
         npz_key: array name inside ``.npz`` files.
@@ -74,7 +75,7 @@ class DataConfig(Checked):
     annotations: str = "annotations.json"
     features: str = "features"
     file_prefix: str = ""
-    file_suffix: Literal[".npy", ".npz"] = ".npy"
+    file_suffix: Literal[".npy", ".npz", ".pt"] = ".npy"
     npz_key: str = "feats"
     feat_stride: Positive = 1.0
     num_frames: AtLeastZero = 1.0

@@ -70,6 +70,11 @@ def _renamed(path: Path, mode: str, text: dict[str, str]) -> Iterator[IO[Any]]:
         raise
 
 
+def cache_folder() -> Path:
+    """``$TZN_CACHE``, else ``~/.cache/tzn``."""
+    return Path(os.environ.get("TZN_CACHE") or Path.home() / ".cache" / "tzn")
+
+
 def remove_temporary_of(path: Path) -> None:
     """Delete what a kill left of :func:`atomic_write` to ``path``; nobody else may be writing it."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

@@ -13,6 +13,7 @@ from tzn.config import ExperimentConfig
 from tzn.config_loading import config_from_dict, override_config
 from tzn.data.annotations import Recording
 from tzn.data.dataset import RecordingDataset, load_split_annotations, select_recordings
+from tzn.data.stores import located
 from tzn.evaluation.flat import GroundTruth
 from tzn.inference.evaluate_checkpoint import CheckpointEvaluation, evaluate_checkpoint
 from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
@@ -68,7 +69,7 @@ def dataset_of(
     annotations = load_split_annotations(data, config.data, classes)
     chosen = select_recordings(annotations, config.data, split)[:most]
     return RecordingDataset(
-        annotations, chosen, data / config.data.features, config.data, config.model.feature_dim, training=training,
+        annotations, chosen, located(data, config.data.features), config.data, config.model.feature_dim, training=training,
         seed=seed,
     )  # fmt: skip
 

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from tzn.config import ExperimentConfig
     from tzn.models.pretrained import RawSignal
 
+SHOWN = 20  # failed recordings that are listed on stderr
+
 
 def add_predict(commands: Commands) -> None:
     p = command(
         commands, "predict", _predict, "localize actions in recordings or feature files",
         "tzn predict runs/hapt hapt/features/exp03_user02.npy --out predictions.json\n"
         "tzn predict thumos.ckpt i3d_features/ --annotations thumos14.json --out predictions.json\n"
-        "tzn predict --pretrained hapt phone.csv --fps 100 --out predictions.json\n\n"
+        "tzn predict --pretrained hapt phone.csv --fps 100 --out predictions.json\n"
+        "tzn predict runs/hapt manifest.parquet --workers 8 --out predictions.parquet --resume\n\n"
         "exit code: 0 all done; 1 done but for the files listed (--keep-going); 2 stopped by an error",
     )  # fmt: skip
     p.add_argument(
@@ -34,12 +37,13 @@ def add_predict(commands: Commands) -> None:
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="recordings, .npy/.npz feature files, or folders of them; - for standard input",
+        help="recordings, feature files, folders of them, or manifests (docs/corpus.md); - for standard input",
     )
     p.add_argument("--pretrained", help="a model that comes with tzn; INPUT are raw signals (tables, EDF, .npy): hapt")
     p.add_argument(
         "--out", type=Path,
-        help="predictions.json, .csv, or a folder for --format srt; - for standard output (JSON, or --format)",
+        help="predictions.json, .csv, .parquet (many recordings), or a folder for --format srt; - for standard output (JSON, "
+        "or --format)",
     )  # fmt: skip
     p.add_argument(
         "--stream", action="store_true",
@@ -65,7 +69,13 @@ def add_predict(commands: Commands) -> None:
     p.add_argument(
         "--keep-going", action="store_true", help="leave out files that cannot be used, list them at the end"
     )
-    p.add_argument("--resume", action="store_true", help="continue an interrupted prediction from OUT.part")
+    p.add_argument(
+        "--resume", action="store_true", help="continue an interrupted prediction from OUT.part (.parquet: OUT.parts)"
+    )
+    p.add_argument(
+        "--workers", type=int,
+        help="for .parquet: processes that compute, each with one that reads ahead (default: one a core)",
+    )  # fmt: skip
     p.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
     add_device(p, "cpu")
 
@@ -95,6 +105,11 @@ def _predict(o: argparse.Namespace) -> None:
     if o.stream:
         _predict_stream(o, inputs, checkpoint, signal, overrides)
         return
+    if o.out is not None and o.out.suffix == ".parquet":
+        _predict_corpus(o, inputs, o.pretrained or str(paths[0]), config, signal, overrides)
+        return
+    if o.workers is not None:
+        raise DataError(f"--workers {o.workers}: for many recordings, expected --out FILE.parquet")
     if o.out is None:
         raise DataError("expected --out FILE (with --stream, detections go to standard output)")
     settings = config.inference
@@ -120,6 +135,44 @@ def _predict(o: argparse.Namespace) -> None:
     for reason in made.failed.values():
         print(f"tzn predict: left out: {reason}", file=sys.stderr)
     if made.failed:
+        sys.exit(1)
+
+
+def _predict_corpus(
+    o: argparse.Namespace, inputs: list[Path], source: str, config: ExperimentConfig, signal: RawSignal | None,
+    overrides: list[str],
+) -> None:  # fmt: skip
+    """Recordings by any number of processes to a Parquet table."""
+    from tzn.corpus.manifest import gather
+    from tzn.corpus.run import Recipe, predict_corpus
+    from tzn.errors import DataError
+
+    refused = ("annotations", "traces", "video_scores", "format")
+    if given := [f"--{name.replace('_', '-')}" for name in refused if getattr(o, name)]:
+        raise DataError(f"{given[0]}: not with --out FILE.parquet (rates and durations come from a manifest)")
+    if STANDARD in map(str, inputs):
+        raise DataError("-: standard input is one recording; a .parquet table is made of files")
+    if o.fps is not None and not o.fps > 0:
+        raise DataError(f"--fps {o.fps:g}: expected a number above 0")
+    recipe = Recipe(source, _with_budget(overrides, o.budget), o.device, o.min_score, o.top)
+    made = predict_corpus(
+        recipe, gather(inputs, config, signal, o.fps), o.out, workers=o.workers, resume=o.resume, progress=not o.quiet,
+        say=LOG.warning,
+    )  # fmt: skip
+    done(o, f"{made.rows} detections in {made.recordings} recordings: {o.out}")
+    report_failed(made.failed, f"{o.out}.failed.csv")
+
+
+def _with_budget(overrides: list[str], budget: float | None) -> tuple[str, ...]:
+    return (*overrides, *([] if budget is None else [f"inference.budget={budget!r}"]))
+
+
+def report_failed(failed: dict[str, str], where: str) -> None:
+    """Recordings that a corpus lost, on stderr, the first of them in full; exit code 1 where there are any."""
+    for name, reason in list(failed.items())[:SHOWN]:
+        print(f"tzn: left out: {name}: {reason}", file=sys.stderr)
+    if failed:
+        print(f"tzn: {len(failed)} recordings were left out; all with their reasons: {where}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -16,6 +16,7 @@ from tzn.config import DataConfig
 from tzn.data.annotations import OVERHANG_SECONDS, Annotations, Recording, parse_annotations
 from tzn.data.dataset import covered_seconds
 from tzn.data.feature_check import FeatureSummary, check_features
+from tzn.data.stores import located
 from tzn.data.suggest import Suggestions, suggest
 
 PERCENTILES = (0, 2, 10, 25, 50, 75, 90, 98, 100)
@@ -156,7 +157,7 @@ def check_dataset(folder: str | Path, config: DataConfig, input_dim: int | None 
     folder = Path(folder)
     source = folder if folder.is_file() else folder / config.annotations
     annotations, problems = parse_annotations(source, overhang=OVERHANG_SECONDS)
-    features = check_features(annotations, source.parent / config.features, config, input_dim)
+    features = check_features(annotations, located(source.parent, config.features), config, input_dim)
     recordings = list(annotations.recordings.values())
     lengths = _lengths(recordings)
     steps = {r.id: _step(r, config, features) for r in recordings}

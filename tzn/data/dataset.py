@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from tzn.config import DataConfig
 from tzn.data.annotations import Annotations, Recording, load_annotations
 from tzn.data.augment import CropSampler, clip_segments, focused_crop, random_crop, stretch_length
-from tzn.data.features import feature_path, load_features, read_header
 from tzn.data.grid import TimeGrid
 from tzn.data.pooling import pooled, tamed
+from tzn.data.stores import Store, is_container, is_url
 from tzn.errors import DataError
 
 CACHE_BYTES = 4 << 30  # features kept in memory, per process
@@ -163,7 +163,7 @@ class RecordingDataset(Dataset[Example]):
     Args:
         annotations: the file that the recordings come from; gives the class names.
         recordings: what to iterate over, see :func:`select_recordings`.
-        features_dir: folder of the feature files.
+        features_dir: folder of the feature files, a container of them or an address (:mod:`tzn.data.stores`).
         config: time grid, file names, resizing, augmentation.
         input_dim: expected width of the stored features; None takes the first recording's.
         training: crop and augment, and keep only segments that the features show. Items are then the
@@ -190,7 +190,8 @@ class RecordingDataset(Dataset[Example]):
         channel_std: np.ndarray | Tensor | None = None,
     ) -> None:
         self.recordings = [_single_class(r) if config.single_class else r for r in recordings]
-        self.features_dir, self.config, self.training, self.seed = Path(features_dir), config, training, seed
+        self.features_dir, self.config, self.training, self.seed = features_dir, config, training, seed
+        self._store = Store(features_dir, config)
         self.classes = class_names(annotations, config)
         self.channel_std = channel_std
         self.epoch = 0
@@ -203,14 +204,14 @@ class RecordingDataset(Dataset[Example]):
         self._fps = [self._frame_rate(r) for r in self.recordings]  # raw frames per second
         self.input_dim = input_dim
         if input_dim is None:
-            self.input_dim = read_header(self._path(0), npz_key=config.npz_key).channels
+            self.input_dim = self._store.header(self.recordings[0].id).channels
         if training and self.input_dim is not None and self.input_dim % config.samples_per_step:
             raise DataError(
                 f"data.samples_per_step = {config.samples_per_step}: expected a divisor of the features' width {self.input_dim}"
             )
         self._sampler = None
         if training and config.crops_per_epoch is not None:
-            steps = [read_header(self._path(i), npz_key=config.npz_key).steps for i in range(len(self.recordings))]
+            steps = [self._store.header(r.id).steps for r in self.recordings]
             self._sampler = CropSampler(self.recordings, np.array(steps) // config.pool, config, seed)
 
     def __len__(self) -> int:
@@ -322,7 +323,7 @@ class RecordingDataset(Dataset[Example]):
         if index in self._cache:
             return self._cache[index]
         c = self.config
-        stored = torch.from_numpy(load_features(self._path(index), self.input_dim, npz_key=c.npz_key))
+        stored = torch.from_numpy(self._store.load(self.recordings[index].id, self.input_dim))
         features = pooled(stored, c) if c.fixed_length is None else resize(tamed(stored, c), c.fixed_length)
         self._stored_length[index] = stored.shape[0]
         size = features.numel() * features.element_size()
@@ -331,14 +332,12 @@ class RecordingDataset(Dataset[Example]):
             self._cached_bytes += size
         return features
 
-    def _path(self, index: int) -> Path:
-        return feature_path(self.features_dir, self.recordings[index].id, self.config)
-
     def _check_files(self) -> None:
-        if not self.features_dir.is_dir():
+        container = is_container(self.features_dir)
+        if not container and not is_url(self.features_dir) and not Path(self.features_dir).is_dir():
             raise DataError(f"{self.features_dir}: no such folder of features (data.features)")
-        count = len(self.recordings)
-        missing = [path.name for i in range(count) if not (path := self._path(i)).is_file()]
+        count, suffix = len(self.recordings), "" if container else self.config.file_suffix
+        missing = [f"{self.config.file_prefix}{r.id}{suffix}" for r in self.recordings if r.id not in self._store]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise DataError(f"{self.features_dir}: {len(missing)} of {count} recordings have no feature file: {listed}")

@@ -11,7 +11,7 @@ import numpy as np
 from tzn.config import DataConfig
 from tzn.data.annotations import Annotations, Recording
 from tzn.data.dataset import covered_seconds
-from tzn.data.features import feature_path, load_features, read_header
+from tzn.data.stores import Store, is_container, is_url
 from tzn.errors import DataError
 
 VALUES_READ_BYTES = 2 << 30  # larger folders are checked by their headers only
@@ -61,34 +61,37 @@ class FeatureSummary:
 
 
 def check_features(
-    annotations: Annotations, folder: Path, config: DataConfig, input_dim: int | None
+    annotations: Annotations, folder: Path | str, config: DataConfig, input_dim: int | None
 ) -> FeatureSummary | None:
     """Compare a feature folder with the annotations; None where there is no such folder.
 
     Args:
         annotations: names the recordings.
-        folder: of the feature files.
+        folder: of the feature files, or another place that :mod:`tzn.data.stores` knows.
         config: file names and time grid.
         input_dim: expected width; None takes the most frequent one.
     """
-    if not folder.is_dir():
+    local = not is_url(folder) and not is_container(folder)
+    if not is_url(folder) and not Path(folder).exists():
         return None
-    summary = FeatureSummary(str(folder))
-    paths = {key: feature_path(folder, key, config) for key in annotations.recordings}
-    present = {key: path for key, path in paths.items() if path.is_file()}
+    summary, store = FeatureSummary(str(folder)), Store(folder, config)
+    paths = {key: store.describe(key) for key in annotations.recordings}
+    present = [key for key in paths if key in store]
     summary.found = len(present)
     summary.missing = dict(Counter(annotations.recordings[key].subset for key in paths if key not in present))
-    summary.extra = len(set(folder.glob(f"*{config.file_suffix}")) - set(paths.values()))
-    summary.values_checked = sum(path.stat().st_size for path in present.values()) <= VALUES_READ_BYTES
+    if local:
+        files = {str(path) for path in Path(folder).glob(f"*{config.file_suffix}")}
+        summary.extra = len(files - set(paths.values()))
+        summary.values_checked = sum(Path(paths[key]).stat().st_size for key in present) <= VALUES_READ_BYTES
     widths: dict[str, int] = {}
     dtypes: Counter[str] = Counter()
-    for key, path in present.items():
+    for key in present:
         try:
-            header = read_header(path, npz_key=config.npz_key)
+            header = store.header(key)
             widths[key], summary.steps[key] = header.channels, header.steps
             dtypes[str(header.dtype)] += 1
             if summary.values_checked:
-                load_features(path, npz_key=config.npz_key)
+                store.load(key)
         except DataError as error:
             summary.problems.append(str(error))
     summary.dtypes = dict(dtypes)

@@ -1,4 +1,4 @@
-"""Feature files: one array ``[T, C]`` per recording, ``.npy`` or one array of an ``.npz``."""
+"""Feature files: one array ``[T, C]`` per recording, ``.npy``, one array of an ``.npz``, or a tensor in a ``.pt``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_features(path: str | Path, input_dim: int | None = None, *, npz_key: st
     """Features of one recording as float32 ``[T, C]``, in memory.
 
     Args:
-        path: ``.npy`` or ``.npz`` file; any real or integer dtype.
+        path: ``.npy``, ``.npz`` or ``.pt`` file; any real or integer dtype.
         input_dim: expected C, or None for any.
         npz_key: name of the array inside an ``.npz``.
 
@@ -41,7 +41,11 @@ def load_features(path: str | Path, input_dim: int | None = None, *, npz_key: st
             or infinite values.
     """
     path = Path(path)
-    stored = _open(path, npz_key)
+    return checked_features(path, _open(path, npz_key), input_dim)
+
+
+def checked_features(path: str | Path, stored: np.ndarray, input_dim: int | None = None) -> np.ndarray:
+    """An array as features, float32 ``[T, C]`` in memory; ``path`` is for messages, errors as of :func:`load_features`."""
     _check_shape(path, stored, input_dim)
     # Overflow from float64 becomes Inf, which is reported below.
     with np.errstate(over="ignore"):
@@ -82,6 +86,8 @@ def _open(path: Path, npz_key: str, header_only: bool = False) -> np.ndarray | _
             start = file.read(len(NPY_MAGIC))
         if not start:
             raise DataError(f"{path}: the feature file is empty (0 bytes)")
+        if path.suffix == ".pt":
+            return _open_pt(path)
         if start.startswith(ZIP_MAGIC):
             return _open_npz(path, npz_key, header_only)
         if start != NPY_MAGIC:
@@ -99,6 +105,18 @@ def _open(path: Path, npz_key: str, header_only: bool = False) -> np.ndarray | _
         raise DataError(f"{path}: truncated, damaged or not a NumPy file ({text[:120]})") from None
 
 
+def _open_pt(path: Path) -> np.ndarray:
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged or hostile file makes of the loader
+        raise DataError(f"{path}: no tensor saved by torch.save ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(content, torch.Tensor):
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected a tensor [steps, channels]")
+    return (content.float() if content.dtype == torch.bfloat16 else content).numpy()
+
+
 def _open_npz(path: Path, npz_key: str, header_only: bool) -> np.ndarray | _Stored:
     with np.load(path, allow_pickle=False) as loaded:
         if npz_key not in loaded.files:
@@ -113,7 +131,7 @@ def _open_npz(path: Path, npz_key: str, header_only: bool) -> np.ndarray | _Stor
         return _Stored(shape, dtype)
 
 
-def _check_shape(path: Path, stored: np.ndarray | _Stored, input_dim: int | None) -> None:
+def _check_shape(path: str | Path, stored: np.ndarray | _Stored, input_dim: int | None) -> None:
     shape = tuple(stored.shape)
     if stored.dtype.kind not in "fiu":
         raise DataError(f"{path}: features have dtype {stored.dtype}, expected real numbers")

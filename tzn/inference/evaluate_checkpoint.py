@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tzn.config import ExperimentConfig
 from tzn.config_loading import config_from_dict
 from tzn.data.dataset import RecordingDataset, load_split_annotations, select_recordings
+from tzn.data.stores import located
 from tzn.detections import Detections
 from tzn.errors import DataError
 from tzn.evaluation.report import EvaluationReport, evaluate
@@ -84,7 +85,7 @@ def evaluate_checkpoint(
     dataset = RecordingDataset(
         annotations,
         recordings,
-        data / config.data.features,
+        located(data, config.data.features),
         config.data,
         input_dim=config.stored_dim,
         training=False,

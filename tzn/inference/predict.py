@@ -428,8 +428,11 @@ def _readable(
                 return
 
 
-def batches(recordings: Iterator[tuple[Job, Tensor]], short: int) -> Iterator[list[tuple[Job, Tensor]]]:
-    """Recordings to run side by side: short ones of similar length, long ones alone."""
+def batches(
+    recordings: Iterator[tuple[Job, Tensor]], short: int, most: int = BATCH_STEPS
+) -> Iterator[list[tuple[Job, Tensor]]]:
+    """Recordings to run side by side: those of up to ``short`` steps and of similar length, ``most`` steps of them with their
+    padding; longer ones alone."""
     window: list[tuple[Job, Tensor]] = []
     steps = 0
     for item in recordings:
@@ -439,16 +442,16 @@ def batches(recordings: Iterator[tuple[Job, Tensor]], short: int) -> Iterator[li
         window.append(item)
         steps += len(item[1])
         if steps > WINDOW_STEPS:
-            yield from _similar(window)
+            yield from _similar(window, most)
             window, steps = [], 0
-    yield from _similar(window)
+    yield from _similar(window, most)
 
 
-def _similar(window: list[tuple[Job, Tensor]]) -> Iterator[list[tuple[Job, Tensor]]]:
+def _similar(window: list[tuple[Job, Tensor]], most: int) -> Iterator[list[tuple[Job, Tensor]]]:
     batch: list[tuple[Job, Tensor]] = []
     for item in sorted(window, key=lambda pair: len(pair[1])):
         length = len(item[1])
-        if batch and (length * (len(batch) + 1) > BATCH_STEPS or length > PADDING * len(batch[0][1])):
+        if batch and (length * (len(batch) + 1) > most or length > PADDING * len(batch[0][1])):
             yield batch
             batch = []
         batch.append(item)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tzn.config import DataConfig, ExperimentConfig, FrontEndConfig
 from tzn.data.annotations import OVERHANG_SECONDS, Annotations, Recording, parse_annotations, read_database
-from tzn.data.features import feature_path, load_features, read_header
+from tzn.data.stores import Store, is_url, located
 from tzn.errors import DataError
 from tzn.models.config import TemporalZoomNetConfig
 from tzn.planning.channels import Channels, describe_channels
@@ -207,7 +207,7 @@ def _files(folder: Path, annotations: Annotations) -> dict[str, str]:
 
 def _signal_rate(folder: Path, data: DataConfig, annotations: Annotations) -> FrontEndConfig:
     """For signals without features: all are brought to the rate that most of them have, a sample a step."""
-    if (folder / data.features).is_dir():
+    if is_url(data.features) or (folder / data.features).exists():
         return FrontEndConfig()
     for place in FOLDERS:
         inside = sorted((folder / place).iterdir()) if (folder / place).is_dir() else []
@@ -220,9 +220,9 @@ def _signal_rate(folder: Path, data: DataConfig, annotations: Annotations) -> Fr
 
 def _headers(folder: Path, data: DataConfig, training: list[Recording]) -> dict[str, int]:
     """Stored steps by recording id; refuses recordings without a file and files of different widths."""
-    steps, widths = {}, {}
+    steps, widths, store = {}, {}, Store(located(folder, data.features), data)
     for r in training:
-        header = read_header(feature_path(folder / data.features, r.id, data), npz_key=data.npz_key)
+        header = store.header(r.id)
         steps[r.id], widths[r.id] = header.steps, header.channels
     usual = Counter(widths.values()).most_common(1)[0][0]
     odd = [key for key, width in widths.items() if width != usual]
@@ -279,9 +279,10 @@ def _sample(
     """Stretches of steps of recordings spread over the list, and how sharp boundaries are in them."""
     chosen = np.unique(np.linspace(0, len(training) - 1, min(SAMPLED_RECORDINGS, len(training))).round().astype(int))
     pieces, at, around = [], [], []
+    store = Store(located(folder, data.features), data)
     for i in chosen:
         r = training[i]
-        features = load_features(feature_path(folder / data.features, r.id, data), npz_key=data.npz_key)
+        features = store.load(r.id)
         begin = (len(features) - SAMPLED_STEPS) // 2 if len(features) > SAMPLED_STEPS else 0
         piece = features[begin : begin + SAMPLED_STEPS]
         pieces.append(piece)

@@ -12,6 +12,7 @@ import torch
 
 from tzn.config import ExperimentConfig
 from tzn.data.dataset import RecordingDataset, collate, fit_standardisation, load_split_annotations, select_recordings
+from tzn.data.stores import located
 from tzn.errors import LimitWarning
 from tzn.inference.localize import localize
 from tzn.models import ActionFormer, ActionFormerConfig, Localizer, build_model
@@ -35,7 +36,7 @@ def measure_cost(folder: Path, device: str = "cpu") -> Callable[[ExperimentConfi
         if not kept or kept[0].config != config.data:
             annotations = load_split_annotations(folder, config.data)
             recordings = select_recordings(annotations, config.data, "train")
-            features, seed = folder / config.data.features, config.training.seed
+            features, seed = located(folder, config.data.features), config.training.seed
             made = RecordingDataset(
                 annotations, recordings, features, config.data, config.stored_dim, training=True, seed=seed
             )

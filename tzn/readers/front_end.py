@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -29,8 +28,9 @@ from tzn.config_loading import config_from_dict
 from tzn.data.annotations import read_database, read_json
 from tzn.data.features import feature_path, read_header
 from tzn.data.signal import signal_to_features
+from tzn.data.stores import is_container, is_url
 from tzn.errors import ConfigError, DataError
-from tzn.files import atomic_write
+from tzn.files import atomic_write, cache_folder
 from tzn.readers import SUFFIXES, kind_of, read_recording
 
 LOG = logging.getLogger("tzn")
@@ -163,11 +163,6 @@ def kind_of_extractor(name: str) -> str:
 def config_dict(config: FrontEndConfig) -> dict[str, Any]:
     """A front end's configuration as JSON has it."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-
-
-def cache_folder() -> Path:
-    """``$TZN_CACHE``, else ``~/.cache/tzn``."""
-    return Path(os.environ.get("TZN_CACHE") or Path.home() / ".cache" / "tzn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,6 +329,8 @@ def prepare_features(
         ConfigError: a configuration that says otherwise than the features. DataError: unreadable recordings.
     """
     c, folder = config.data, data / config.data.features
+    if is_url(c.features) or is_container(c.features):
+        return config  # features made elsewhere
     sidecar = read_sidecar(folder)
     wanted = config.front_end
     if sidecar is not None:

@@ -30,6 +30,7 @@ from tzn.config_loading import config_from_dict, config_to_dict
 from tzn.data.annotations import Recording
 from tzn.data.dataset import RecordingDataset, load_split_annotations, select_recordings
 from tzn.data.groups import group_folds, recording_groups
+from tzn.data.stores import located
 from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError
 from tzn.evaluation.boundary_error import boundary_errors
@@ -210,7 +211,7 @@ def held_out_by(
     if both:
         raise ConfigError(f"group {min(both)!r} is both held out and trained on; its errors would be too small")
     dataset = RecordingDataset(
-        annotations, chosen, data / config.data.features, config.data, config.model.feature_dim, training=False
+        annotations, chosen, located(data, config.data.features), config.data, config.model.feature_dim, training=False
     )
     return read_off(checkpoint.model.to(device), dataset, names, config.inference, len(checkpoint.classes), device)
 

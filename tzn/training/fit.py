@@ -39,6 +39,7 @@ from tzn.data.dataset import (
     load_split_annotations,
     select_recordings,
 )
+from tzn.data.stores import located
 from tzn.errors import ConfigError, StoppedError, Terminated, TrainingError
 from tzn.files import atomic_write, remove_temporary
 from tzn.models.checkpoint import checked_header, load_checkpoint
@@ -358,7 +359,7 @@ def _store_threshold(
     annotations = load_split_annotations(data, config.data)
     recordings = [train_set.recordings[i] for i in seen]
     learned = RecordingDataset(
-        annotations, recordings, data / config.data.features, config.data, config.stored_dim, training=False
+        annotations, recordings, located(data, config.data.features), config.data, config.stored_dim, training=False
     )
     scored = learned if validation is None else validation
     found = detect(loaded.model, scored, config.inference)
@@ -387,7 +388,7 @@ def build_datasets(config: ExperimentConfig, data: Path) -> tuple[RecordingDatas
     unknown = [name for name in config.evaluation.short_classes if name not in classes]
     if unknown:
         raise ConfigError(f"evaluation.short_classes: {unknown[0]!r} is not a class; the data has {', '.join(classes)}")
-    folder, width, seed = data / c.features, config.stored_dim, config.training.seed
+    folder, width, seed = located(data, c.features), config.stored_dim, config.training.seed
     chosen = select_recordings(annotations, c, "train")
     train_set = RecordingDataset(annotations, chosen, folder, c, width, training=True, seed=seed)
     if not c.validation:

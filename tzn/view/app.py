@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 from tzn.config_loading import config_from_dict
 from tzn.errors import ConfigError, DataError
-from tzn.files import atomic_write
+from tzn.files import atomic_write, cache_folder
 from tzn.models import ActionFormerConfig
 from tzn.models.exported_file import read_description
-from tzn.readers.front_end import cache_folder
 from tzn.view.page import filled
 from tzn.visualization.style import PALETTE
 
