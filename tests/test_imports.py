@@ -16,7 +16,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"demo"},
-    {"distributed"},
+    {"distributed", "serve"},
     {"corpus"},
     {"localizer"},
     {"planning"},  # trains a few steps to time them

@@ -15,14 +15,15 @@ import traceback
 from collections.abc import Sequence
 
 from tzn import __version__
-from tzn.cli import calibrate, data, export, info, manual, plan, predict, pretrained, results, train
+from tzn.cli import calibrate, corpus, data, export, info, manual, plan, predict, pretrained, results, serve, train
 from tzn.console import LOG, stoppable, talking
 from tzn.errors import Terminated, TznError
 
 # In the order in which they are listed.
 COMMANDS = (
     train.add_demo, data.add_features, plan.add_init, train.add_train, train.add_eval, calibrate.add_calibrate,
-    predict.add_predict, pretrained.add_pretrained, results.add_score, results.add_convert, data.add_data, results.add_plot,
+    predict.add_predict, corpus.add_corpus, corpus.add_merge, corpus.add_compare, serve.add_serve,
+    pretrained.add_pretrained, results.add_score, results.add_convert, data.add_data, results.add_plot,
     results.add_view, export.add_export, export.add_app, manual.add_config, info.add_info, manual.add_completion,
 )  # fmt: skip
 

@@ -274,7 +274,6 @@ def predict_corpus(
     plan, by_id = Plan(out, run), {item.recording: item for item in items}
     facts = {item.recording: [item.fps, item.duration] for item in items if item.fps or item.duration}
     lengths = {item.recording: length_of(item, model.config, model.signal) for item in items}
-    del model
     try:
         with plan.begin(lengths, resume, facts):
             return _run_plan(recipe, run, plan, by_id, lengths, out, workers, progress, say, started)
