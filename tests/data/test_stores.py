@@ -94,9 +94,7 @@ def make(kind: str, data: Path, to: Path, monkeypatch) -> tuple[str, list[str]]:
     if kind == "zarr":
         import zarr
 
-        group = zarr.open_group(str(to / "f.zarr"), mode="w")
-        for name, array in arrays.items():
-            group.create_array(name, data=array)
+        zarr.save_group(str(to / "f.zarr"), **arrays)
         return "f.zarr", []
     if kind == "pt":
         torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, to / "f.pt")

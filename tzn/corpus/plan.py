@@ -124,7 +124,7 @@ class Plan:
         for part in range(len(self.parts)):
             if self.path(part).is_file():
                 results = open_results(self.path(part))
-                found[part] = json.loads(results.file.schema_arrow.metadata[FAILED])
+                found[part] = json.loads(results.file.metadata.metadata[FAILED])
         return found
 
     def finish(self) -> int:

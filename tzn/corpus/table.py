@@ -172,7 +172,7 @@ def open_results(path: Path) -> Results:
         raise DataError(f"{path}: no such file of detections (Parquet)")
     try:
         file = _parquet().ParquetFile(path)
-        content = json.loads((file.schema_arrow.metadata or {})[KEY])
+        content = json.loads((file.metadata.metadata or {})[KEY])
         if content["format"] != FORMAT:
             raise DataError(f"{path}: format {content['format']}, which this tzn does not read (expected {FORMAT})")
         return Results(path, [Run(**run) for run in content["runs"]], file)
