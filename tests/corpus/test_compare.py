@@ -43,7 +43,7 @@ def two(tmp_path) -> tuple[Path, Path]:
     }
     b = {
         "r1": found((1, 10, "run", 0.6), (20, 30, "run", 0.8)),
-        "r2": found((0.5, 4, "sit", 0.9), (0, 3.5, "sit", 0.5)),
+        "r2": found((0.5, 4, "sit", 0.9), (0, 3, "sit", 0.5)),
         "r3": found((5, 6, "run", 0.5)),
     }
     return write(tmp_path / "a.parquet", a), write(tmp_path / "b.parquet", b, "m2")

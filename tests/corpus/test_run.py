@@ -119,6 +119,13 @@ def test_command_from_a_manifest_with_a_bad_and_a_silent_recording(place, tmp_pa
     np.testing.assert_allclose([row["start"] for row in mine], wanted.segments[:, 0], atol=1e-3)
     assert not (tmp_path / "o.parquet.parts").exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    # The broken one is repaired: --resume does it alone, and what is there stays.
+    np.save(bad, np.load(items[0].path))
+    assert main([*command, "--workers", "1", "--min-score", "0.3", "--resume"]) == 0
+    assert "8 of 9 recordings are done already" in capsys.readouterr().err
+    again = rows(tmp_path / "o.parquet")
+    assert again[: len(made)] == made and {row["recording"] for row in again[len(made) :]} == {"broken"}
+    assert not (tmp_path / "o.parquet.failed.csv").exists()
 
 
 DRIVER = """

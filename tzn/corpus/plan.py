@@ -21,6 +21,7 @@ from tzn.errors import DataError
 from tzn.files import atomic_write, remove_temporary
 
 FORMAT = 1
+BASE = "base.parquet"  # among the parts: a finished output that is added to
 FAILED = b"tzn.failed"  # in a part's metadata: why recordings are not in it
 PART_STEPS = 65_536  # feature steps of a part; a second or two of one core
 PART_RECORDINGS = 512
@@ -49,6 +50,7 @@ class Plan:
     Attributes:
         folder: of the parts.
         parts: recording ids of every part.
+        base: recordings that a finished output had already; its rows stay.
 
     Raises:
         DataError: see :meth:`begin`.
@@ -58,6 +60,7 @@ class Plan:
         self.out, self.run = out, run
         self.folder = out.parent / f"{out.name}.parts"
         self.parts: list[list[str]] = []
+        self.base: set[str] = set()
         self._lock = FileLock(str(self.folder / "lock"))
 
     @contextlib.contextmanager
@@ -82,12 +85,12 @@ class Plan:
             raise DataError(f"{self.folder}: another process is at work there") from None
         try:
             remove_temporary(self.folder)
-            self._load_or_make(lengths, facts)
+            self._load_or_make(lengths, resume, facts)
             yield
         finally:
             self._lock.release()
 
-    def _load_or_make(self, lengths: Mapping[str, int], facts: Mapping[str, Any]) -> None:
+    def _load_or_make(self, lengths: Mapping[str, int], resume: bool, facts: Mapping[str, Any]) -> None:
         path = self.folder / "plan.json"
         mine = {"format": FORMAT, "model": self.run.model, "settings": self.run.settings}
         if path.is_file():
@@ -106,7 +109,11 @@ class Plan:
                     f"{self.folder}: begun with another fps or duration of {len(others)} recordings, such as "
                     f"{others[0]!r}; give the same, or delete the folder"
                 )
-        planned = {name for part in self.parts for name in part}
+        elif resume and self.out.is_file():
+            self._take_over()
+        base = self.folder / BASE
+        self.base = open_results(base).recordings() if base.is_file() else set()
+        planned = {name for part in self.parts for name in part} | self.base
         if foreign := planned - lengths.keys():
             raise DataError(f"{self.folder}: holds recordings that are not among the inputs, such as {min(foreign)!r}")
         names = [name for name in lengths if name not in planned]
@@ -114,6 +121,16 @@ class Plan:
             self.parts += [[names[i] for i in places] for places in pack([lengths[name] for name in names])]
             with atomic_write(path) as file:
                 json.dump({**mine, "facts": dict(facts), "parts": self.parts}, file)
+
+    def _take_over(self) -> None:
+        """What an earlier run with these settings finished: only what it has not is to be done."""
+        try:
+            if [run.key for run in open_results(self.out).runs] != [self.run.key]:
+                return
+        except DataError:  # some other file, which this run replaces
+            return
+        with atomic_write(self.folder / BASE, "wb") as file, open(self.out, "rb") as source:
+            shutil.copyfileobj(source, file)
 
     def path(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.parquet"
@@ -133,8 +150,9 @@ class Plan:
         empty: set[str] = set()
 
         def tables() -> Iterator[Any]:
-            for part in range(len(self.parts)):
-                results = open_results(self.path(part))
+            base = [self.folder / BASE] if self.base else []
+            for path in [*base, *map(self.path, range(len(self.parts)))]:
+                results = open_results(path)
                 empty.update(results.runs[0].empty)
                 yield from results.groups()
             runs.append(Run(**{**vars(self.run), "empty": sorted(empty)}))

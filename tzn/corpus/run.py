@@ -292,14 +292,15 @@ def _run_plan(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(workers or (cores if recipe.device == "cpu" else 1), max(len(todo), 1))
     recipe = dataclasses.replace(recipe, threads=recipe.threads or max(cores // count, 1))
-    before = sum(len(plan.parts[part]) for part in finished)
+    ready = [*plan.base, *(name for part in finished for name in plan.parts[part])]
+    before = len(ready)
     if before:
         say(f"{before} of {len(items)} recordings are done already")
     failed: dict[str, str] = {}
     deaths = 0
     bar = tqdm(
-        total=sum(lengths.values()), initial=sum(lengths[n] for p in finished for n in plan.parts[p]), unit="step",
-        unit_scale=True, desc=f"{before}/{len(items)} recordings", disable=None if progress else True,
+        total=sum(lengths.values()), initial=sum(lengths[name] for name in ready), unit="step", unit_scale=True,
+        desc=f"{before}/{len(items)} recordings", disable=None if progress else True,
     )  # fmt: skip
     try:
         with bar:

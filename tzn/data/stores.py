@@ -232,7 +232,11 @@ class _Lmdb:
             raise DataError(f"{location}: no such LMDB")
         self.config = config
         # Readers of several processes need no lock among themselves, and a read-only file system has no place for one.
-        self.environment = lmdb.open(location, readonly=True, lock=False, subdir=Path(location).is_dir())
+        # A process must not open one twice.
+        key = (os.path.realpath(location), os.getpid())
+        if key not in _ENVIRONMENTS:
+            _ENVIRONMENTS[key] = lmdb.open(location, readonly=True, lock=False, subdir=Path(location).is_dir())
+        self.environment = _ENVIRONMENTS[key]
 
     def _get(self, key: str) -> Any:
         with self.environment.begin() as transaction:
@@ -370,6 +374,7 @@ def read_anywhere(path: str, config: DataConfig) -> Iterator[Path | np.ndarray]:
 
 
 _STORES: dict[tuple[str, int], Store] = {}
+_ENVIRONMENTS: dict[tuple[str, int], Any] = {}
 
 
 def _store(place: str, config: DataConfig) -> Store:
