@@ -100,8 +100,12 @@ def make(folder: Path, count: int) -> dict[str, list[Path]]:
         found[kind] = [place / f"{kind}{i:06d}.npy" for i in range(round(count * SHARE[kind]))]
         for i, path in enumerate(tqdm(found[kind], desc=f"made {kind}", disable=None)):
             if not path.exists():
-                with atomic_write(path, "wb") as file:
-                    np.save(file, draw(np.random.default_rng([i, KINDS.index(kind)])).astype(np.float16))
+                # Renamed as everywhere, but not forced to the disk one by one: they can be made again.
+                np.save(
+                    part := path.with_name(f".{path.name}"),
+                    draw(np.random.default_rng([i, KINDS.index(kind)])).astype(np.float16),
+                )
+                os.replace(part, path)
     return found
 
 

@@ -69,6 +69,8 @@ def place(tmp_path_factory) -> Path:
         shutil.move(place / name / f"features/{rec1}.npy", place / name / "features/rec1.npy")
     shutil.copytree(place / "thumos14/features", place / "i3d_features")
     shutil.copy(place / "thumos14/annotations.json", place / "thumos14.json")
+    paths = "".join(f"mydata/features/{path.name}\n" for path in sorted((place / "mydata/features").iterdir()))
+    (place / "manifest.csv").write_text(f"path\n{paths}")
     for name in ("phone", "monday", "tuesday"):
         np.savetxt(place / f"{name}.csv", rng.normal(size=(700, 6)), delimiter=",")
 

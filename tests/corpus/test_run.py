@@ -135,7 +135,7 @@ from tzn.corpus import plan
 from tzn.corpus.manifest import Item
 from tzn.corpus.run import Recipe, predict_corpus
 plan.PART_STEPS = 600
-plan.pack.__defaults__ = (600, 512)
+plan.pack.__defaults__ = (600, 128)
 if __name__ == "__main__":
     checkpoint, folder, out, log = sys.argv[1:]
     items = [Item(p.stem, str(p)) for p in sorted(Path(folder).iterdir())]

@@ -24,7 +24,7 @@ FORMAT = 1
 BASE = "base.parquet"  # among the parts: a finished output that is added to
 FAILED = b"tzn.failed"  # in a part's metadata: why recordings are not in it
 PART_STEPS = 65_536  # feature steps of a part; a second or two of one core
-PART_RECORDINGS = 512
+PART_RECORDINGS = 128  # what fits into a pipe three times, so that giving work never waits
 
 
 def pack(lengths: Sequence[int], steps: int = PART_STEPS, most: int = PART_RECORDINGS) -> list[list[int]]:
