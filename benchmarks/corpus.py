@@ -43,6 +43,9 @@ from tzn.files import atomic_write
 
 KINDS = ("ludb", "hapt")
 SHARE = {"ludb": 0.75, "hapt": 0.25}
+RATE = {"ludb": 250.0, "hapt": 50.0}  # samples a second
+# On paper: a user's archive, and machines to rent. The price is an assumption, everything else is measured.
+HOURS, MACHINES, CORES, DOLLARS = 100_000, 64, 16, 0.04  # dollars per core and hour
 STAGES = ("parity", "loop", "corpus", "ray", "kill", "serve")
 COUNTS = {"parity": 60, "loop": 400, "ray": 1600, "kill": 240}  # recordings of all kinds that a stage takes
 CLIENTS = (1, 4, 16)
@@ -212,6 +215,8 @@ def stage_corpus(paths: dict[str, list[Path]], folder: Path, workers: int = 2) -
         found[kind] = {
             "recordings": made.recordings, "rows": made.rows, "failed": len(made.failed), "seconds": seconds,
             "per_second": made.recordings / seconds, "bytes": out.stat().st_size, "workers": workers,
+            "hours": sum(np.load(path, mmap_mode="r").shape[0] for path in paths[kind]) / RATE[kind] / 3600,
+            "input_bytes": sum(path.stat().st_size for path in paths[kind]),
             "memory_mb": [
                 {"children": statistics.median(x[1] for x in part), "parent": statistics.median(x[2] for x in part)}
                 for part in parts if part
@@ -347,7 +352,7 @@ def _actors(driver: int) -> list[int]:
             title = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::") and b"MapWorker" in title:
+        if title.startswith(b"ray::") and b"Map" in title:
             found.append(pid)
     return found
 
@@ -451,11 +456,13 @@ def main() -> None:
     options.add_argument("--recordings", type=int, default=20_000)
     options.add_argument("--folder", type=Path, default=Path("build/corpus"), help="where recordings and outputs lie")
     options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options.add_argument("--scale", type=float, default=1.0, help="of the recordings that each stage takes")
     options.add_argument("--make", action="store_true", help="make the recordings and end")
     options.add_argument("--smoke", action="store_true", help="few recordings, for trying out")
     options.add_argument("--one", help="internal: one stage in this process, its result on standard output")
     o = options.parse_args()
-    counts = {stage: max(n // 10, 24) for stage, n in COUNTS.items()} if o.smoke else COUNTS
+    scale = 0.1 if o.smoke else o.scale
+    counts = {stage: max(round(n * scale), 24) for stage, n in COUNTS.items()}
     recordings = 80 if o.smoke else o.recordings
     paths = make(o.folder, recordings)
     if o.make:
@@ -481,6 +488,7 @@ def main() -> None:
     for run in runs:
         print(f"stage {run} …", flush=True)
         program = [*STAGE_PROGRAM, "--one", run, "--folder", str(o.folder), "--recordings", str(recordings)]
+        program += ["--scale", str(o.scale)]
         subprocess.run([*program, *(["--smoke"] if o.smoke else [])], check=True)
     content: dict[str, Any] = {
         **facts(),
@@ -497,6 +505,35 @@ def main() -> None:
 def rate_over_corpus(rates: dict[str, float]) -> float:
     """Recordings a second of the mixed corpus from those of its kinds."""
     return 1 / sum(SHARE[kind] / rates[kind] for kind in KINDS)
+
+
+def paper(whole: dict[str, Any]) -> list[list[str]]:
+    """What an archive would take, from what ``stage_corpus`` measured."""
+    columns = []
+    for kind in KINDS:
+        w = whole[kind]
+        scale = HOURS / w["hours"]
+        core_hours = scale * w["seconds"] * w["workers"] / 3600
+        minutes = 60 * core_hours / (MACHINES * CORES)
+        read = scale * w["input_bytes"]
+        columns.append(
+            [
+                f"{scale * w['recordings'] / 1e6:,.1f} million",
+                f"{core_hours:,.0f}",
+                f"{minutes:,.1f}",
+                f"${DOLLARS * core_hours:,.0f}",
+                f"{read / 1e12:.2f}",
+                f"{read / minutes / 60 / MACHINES / 1e6:,.0f}",
+                f"{scale * w['recordings'] / minutes / 60:,.0f}",
+                f"{scale * w['rows'] / 1e9:.2f} billion",
+                f"{scale * w['bytes'] / 1e9:,.0f}",
+            ]
+        )
+    names = (
+        "recordings", "core-hours", "minutes", "cost", "TB read", "MB a second and machine", "files opened a second",
+        "rows", "GB written",
+    )  # fmt: skip
+    return [[name, *row] for name, *row in zip(names, *columns, strict=True)]
 
 
 def report(content: dict[str, Any]) -> str:
@@ -542,6 +579,11 @@ def report(content: dict[str, Any]) -> str:
         ]
         header = ["MB (Pss), children + parent", "samples", "1st quarter", "2nd", "3rd", "4th"]
         text.append(table(header[: len(memory[0])], memory))
+        text.append(f"## {HOURS:,} hours on {MACHINES} machines of {CORES} cores, from the rates above\n")
+        text.append(table(["", *KINDS], paper(whole)))
+        text.append(
+            f"A core-hour is taken to cost ${DOLLARS}; rates scale with cores as they do here, which was not tried.\n"
+        )
     if kill := content.get("kill"):
         text.append(
             f"Ray's driver killed {kill['driver']} times, actors {kill['actor']} times: the {kill['rows']:,} rows of "

@@ -140,7 +140,8 @@ if __name__ == "__main__":
     checkpoint, folder, out, log = sys.argv[1:]
     items = [Item(p.stem, str(p)) for p in sorted(Path(folder).iterdir())]
     def started(processes):
-        Path(log).write_text(json.dumps(processes))
+        Path(log + ".new").write_text(json.dumps(processes))
+        Path(log + ".new").rename(log)
     made = predict_corpus(Recipe(checkpoint), items, Path(out), workers=2, resume=True, progress=False, started=started)
     print(made.recordings, made.rows, len(made.failed), made.deaths)
 """
@@ -167,15 +168,16 @@ def test_ten_kills_of_workers_and_driver_lose_nothing_and_double_nothing(place, 
     kills = {"driver": 0, "child": 0}
     process = start("killed")
     parts = out["killed"].parent / "o.parquet.parts"
-    seen = 0
     while sum(kills.values()) < 10:
         # At a random moment, but not before something more was done: ten kills of processes that have only begun prove little.
+        while process.poll() is None and not log.exists():
+            time.sleep(0.005)
+        seen = len(list(parts.glob("part-*.parquet")))
         while process.poll() is None and len(list(parts.glob("part-*.parquet"))) <= seen:
             time.sleep(0.005)
         time.sleep(random_.random() * 0.05)
         if process.poll() is not None:
             break
-        seen = len(list(parts.glob("part-*.parquet")))
         if sum(kills.values()) % 3 == 2:
             process.kill()
             process.wait()

@@ -139,8 +139,6 @@ def _tie_to_parent() -> None:
     signals.signal(signals.SIGINT, signals.SIG_IGN)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signals.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:
-            os._exit(1)
 
 
 def keep_memory() -> None:
@@ -153,6 +151,15 @@ def keep_memory() -> None:
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
         mallopt(-2, 64 << 20)  # M_TOP_PAD
+
+
+def _context() -> Any:
+    """How processes start: forked from one that has imported everything and done nothing, where there are such."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _mark(folder: Path, part: int) -> Path:
@@ -346,7 +353,7 @@ def _work(
     suspect: dict[int, int] = {}  # deaths while this part was computed
     given_up: dict[int, dict[str, str]] = {}
     pairs: list[_Pair] = []
-    context = multiprocessing.get_context("spawn")
+    context: Any = _context()
 
     def start() -> _Pair:
         order_out, order_in = context.Pipe(duplex=False)
