@@ -329,14 +329,14 @@ def _finish(out: Path, run: Run, order: Sequence[Item]) -> Corpus:
     runs: list[Run] = []
 
     def tables() -> Iterator[Any]:
-        opened, table = None, None
+        opened: Path | None = None
+        table: Any = None
         for item in order:
             path, place, reason = written[item.recording]
             if reason is not None:
                 continue
             if path != opened:
                 opened, table = path, parquet.read_table(path)
-            assert table is not None
             row = table.slice(place, 1)
             found = row["detections"].combine_chunks().flatten()
             if not len(found):

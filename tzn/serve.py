@@ -208,7 +208,8 @@ def build_app(recipe: Recipe, limits: Limits | None = None) -> Any:
 
     @app.post("/segments")
     async def post(
-        request: Request, fps: float | None = None, duration: float | None = None, min_score: float | None = None,
+        request: Request,  # type: ignore[valid-type]
+        fps: float | None = None, duration: float | None = None, min_score: float | None = None,
         top: int | None = None, wait: bool = True,
     ) -> Any:  # fmt: skip
         """Segments of the signal in the body."""

@@ -80,7 +80,7 @@ def _item(manifest: Path, place: int, row: Mapping[str, Any]) -> Item:
         raise DataError(f"{manifest}: row {place}: path = {text!r}: expected the name of a file")
     whole = text if is_url(text) or Path(text).is_absolute() else str(manifest.parent / text)
     name = row.get("recording") or id_of(text)
-    numbers = {}
+    numbers: dict[str, float | None] = {}
     for column in ("fps", "duration", "steps"):
         value = row.get(column)
         if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
