@@ -41,7 +41,9 @@ def load_features(path: str | Path, input_dim: int | None = None, *, npz_key: st
             or infinite values.
     """
     path = Path(path)
-    return checked_features(path, _open(path, npz_key), input_dim)
+    stored = _open(path, npz_key)
+    assert isinstance(stored, np.ndarray)  # not only its header
+    return checked_features(path, stored, input_dim)
 
 
 def checked_features(path: str | Path, stored: np.ndarray, input_dim: int | None = None) -> np.ndarray:
