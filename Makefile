@@ -53,7 +53,7 @@ lint: $(STAMP)
 
 # The site in build/site: warnings are errors, then every link and anchor of every page is followed.
 docs: $(STAMP)
-	env NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	env NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # --quiet would hide warnings from --strict
 	$(BIN)/python docs/site/links.py build/site
 
 # Notebooks run anew, with their outputs written into them.

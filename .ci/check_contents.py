@@ -29,10 +29,15 @@ def main(folder: Path) -> int:
         problems.append(f"{wheel.name}: no compiled kernels")
     foreign = {name.split("/")[0] for name in names} - {"tzn", *(n.split("/")[0] for n in names if ".dist-info/" in n)}
     problems += [f"{wheel.name}: {name} does not belong there" for name in sorted(foreign)]
-    kernels = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu")}
+    kernels = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu")
+    }
     needed = {*wanted, *kernels, "LICENSE", "README.md", "pyproject.toml", "setup.py"}
     problems += [f"{source.name}: {name} is missing" for name in sorted(needed - sources)]
-    print("\n".join(problems) or f"{wheel.name}: {len(names)} files; {source.name}: {len(sources)}; all there, nothing else")
+    print(
+        "\n".join(problems)
+        or f"{wheel.name}: {len(names)} files; {source.name}: {len(sources)}; all there, nothing else"
+    )
     return bool(problems)
 
 

@@ -12,11 +12,23 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TOOLS = ("build", "setuptools>=77", "wheel", "twine", "abi3audit")
-HEAD = f"# Made by 'python .ci/pin_build.py' (Python {sys.version_info.major}.{sys.version_info.minor}, Linux x86-64): do not edit.\n"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+HEAD = f"# Made by 'python .ci/pin_build.py' (Python {PYTHON}, Linux x86-64): do not edit.\n"
 
 
 def main() -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-", *TOOLS]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        "--report",
+        "-",
+        *TOOLS,
+    ]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     lines = [
         f"{item['metadata']['name']}=={item['metadata']['version']} "

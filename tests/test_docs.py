@@ -86,7 +86,9 @@ def test_files_that_a_page_names_are_there(page):
     missing = [name for name in NAMED.findall(prose) if "<" not in name and not (ROOT / name).exists()]
     for target, _ in LINKED.findall(prose):
         path = posixpath.normpath(posixpath.join(page.parent.relative_to(ROOT).as_posix(), target))
-        made = path.startswith("docs/") and not path.endswith(".png")  # pages that only the site has: 'make docs' checks them
+        made = path.startswith("docs/") and not path.endswith(
+            ".png"
+        )  # pages that only the site has: 'make docs' checks them
         if not (ROOT / path).exists() and not made:
             missing.append(target)
     assert missing == []

@@ -161,7 +161,9 @@ def boundary_crossings() -> None:
         p.line([at(place - std, 0), at(place + std, 0)], INK, 4)
         p.dot(*at(place, 0), INK)
         p.text(at(place, 0)[0], 262, f"{place:.2f} ± {std:.2f}", anchor="middle")
-    p.text(60, 24, "blue: signed distances of 20 steps; orange: true boundaries 5.4 and 13.2; black: what the votes give")
+    p.text(
+        60, 24, "blue: signed distances of 20 steps; orange: true boundaries 5.4 and 13.2; black: what the votes give"
+    )
     p.text(60, 288, "where the field jumps down, half way between two boundaries, there is no crossing", size=12)
     p.save("boundary_crossings", "A distance field and its up-crossings")
 
@@ -235,7 +237,9 @@ def pair_segments() -> None:
             y = 82 + 22 * row
             p.box(x(start), y, x(end) - x(start), 14, HALO)
             row += 1
-    p.text(90, 82 + 22 * row + 22, "a pair's score in a class: the mean probability inside, from prefix sums: two reads")
+    p.text(
+        90, 82 + 22 * row + 22, "a pair's score in a class: the mean probability inside, from prefix sums: two reads"
+    )
     p.save("pair_segments", "Starts joined with the ends that follow")
 
 

@@ -179,7 +179,12 @@ def keys_page() -> str:
 
 def results_page() -> str:
     """A list of the result files, each with its first line of text."""
-    rows = ["# Results in full", "", "Files of `benchmarks/results`; which program writes which: `benchmarks/README.md`.", ""]
+    rows = [
+        "# Results in full",
+        "",
+        "Files of `benchmarks/results`; which program writes which: `benchmarks/README.md`.",
+        "",
+    ]
     for source, place in PAGES.items():
         if place.startswith("results/") and place.endswith(".md"):
             first = next(
@@ -190,7 +195,12 @@ def results_page() -> str:
 
 
 def models_page() -> str:
-    rows = ["# The models that come along", "", "`tzn pretrained list` shows them, `tzn pretrained show NAME` a card.", ""]
+    rows = [
+        "# The models that come along",
+        "",
+        "`tzn pretrained list` shows them, `tzn pretrained show NAME` a card.",
+        "",
+    ]
     for source, place in PAGES.items():
         if place.startswith("models/"):
             title = re.search(r"^# (.*)$", (ROOT / source).read_text(), re.M)

@@ -86,7 +86,7 @@ def inputs() -> dict[str, dict[str, Tensor]]:
         **{
             f"crossings-{kind}": {"distance": distance, "scale": scale} for kind in ("crossing", "median", "mean")
         },
-        "candidates": {"scores": uniform(28, 3), "level": torch.repeat_interleave(torch.tensor([0, 1, 2]), torch.tensor([16, 8, 4]))},
+        "candidates": {"scores": uniform(28, 3), "level": torch.tensor([0] * 16 + [1] * 8 + [2] * 4)},
         "soft": many,
         "linear": many,
         "hard": many,
@@ -114,7 +114,7 @@ def deterministic(model: nn.Module) -> nn.Module:
             if p.is_floating_point():
                 wave = torch.sin(0.7 * torch.arange(p.numel(), dtype=torch.float64) + i).reshape(p.shape)
                 fan = max(p.numel() // p.shape[0], 1) if p.ndim else 1
-                near_one = p.ndim == 1 and name.endswith("weight") or name.endswith(("scale", "std"))
+                near_one = (p.ndim == 1 and name.endswith("weight")) or name.endswith(("scale", "std"))
                 if name.endswith("offset_head.conv.bias"):
                     wave += 2  # a ReLU follows
                 if name.endswith("logit.weight"):

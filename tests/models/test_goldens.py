@@ -19,7 +19,9 @@ from make import networks, outputs  # noqa: E402
 def test_outputs_equal_the_stored_ones(name):
     model, features = next((model, features) for kind, model, features in networks() if kind == name)
     with np.load(GOLDENS / "models.npz") as stored:
-        expected = {key.split("/")[1]: torch.from_numpy(stored[key]) for key in stored.files if key.startswith(f"{name}/")}
+        expected = {
+            key.split("/")[1]: torch.from_numpy(stored[key]) for key in stored.files if key.startswith(f"{name}/")
+        }
     found = outputs(model, features)
     assert found.keys() == expected.keys() and len(found) > 3
     for key, value in found.items():

@@ -34,7 +34,9 @@ def arrays() -> dict[str, Tensor]:
 def _of(case: str, arrays: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
     mine = {name.split("/")[1]: x for name, x in arrays.items() if name.startswith(f"{case}/")}
     count = sum(name.startswith("out_") for name in mine)
-    return {name: x for name, x in mine.items() if not name.startswith("out_")}, [mine[f"out_{i}"] for i in range(count)]
+    return {name: x for name, x in mine.items() if not name.startswith("out_")}, [
+        mine[f"out_{i}"] for i in range(count)
+    ]
 
 
 def _same_shape(out: Tensor, expected: Tensor) -> Tensor:
@@ -54,7 +56,9 @@ def test_float64_gives_the_stored_numbers(case, arrays):
         torch.testing.assert_close(_same_shape(mine, stored), stored, rtol=1e-9, atol=1e-10, equal_nan=True)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if SETTINGS[case][0] in ("local_attention", "variable_depth_block")])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if SETTINGS[case][0] in ("local_attention", "variable_depth_block")]
+)
 def test_float32_is_as_near_to_them_as_eager_pytorch(case, arrays):
     arguments, (expected,) = _of(case, arrays)
     op, settings = SETTINGS[case]
