@@ -104,6 +104,12 @@ def test_the_version_stands_in_one_place():
     assert changes and changes[1] in (tzn.__version__, "Unreleased")
 
 
+def test_lint_has_the_versions_of_continuous_integration():
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert f"rev: v{pinned['ruff']}" in hooks and f"mypy {pinned['mypy']}" in hooks
+
+
 def test_notebooks_hold_no_paths_of_a_machine():
     for path in NOTEBOOKS:
         assert not re.search(r"/(?:home|work|root|tmp)/", json.dumps(json.loads(path.read_text()))), path.name
