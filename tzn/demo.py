@@ -48,12 +48,12 @@ def run_demo(
         generate_synthetic(data, num_recordings=NUM_RECORDINGS, sharpness=SHARPNESS)
     last = run / "checkpoints" / "last.ckpt"
     if not last.is_file():
-        say(f"2/4  training on 40 of them, {run} (about a minute on two idle cores)")
+        say(f"2/4  training on two thirds of them, {run} (about a minute on two idle cores)")
         train(config, data, run, accelerator="cpu", progress=progress)
     elif overrides:
         raise ConfigError(f"{run} already holds a trained model; choose another --out to try other settings")
     checkpoint = load_checkpoint(last)
-    say("3/4  finding the actions of the other 20, at two depths of the same network")
+    say("3/4  finding the actions of the others, at two depths of the same network")
     results = {
         "depth as trained": evaluate_checkpoint(checkpoint, data, keep_traces=True, progress=progress),
         "every token at full depth": evaluate_checkpoint(checkpoint, data, budget=1.0, progress=progress),
