@@ -112,13 +112,16 @@ def deterministic(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for i, (name, p) in enumerate(sorted(model.state_dict().items())):
             if p.is_floating_point():
-                wave = torch.sin(0.7 * torch.arange(p.numel(), dtype=torch.float64) + i).reshape(p.shape)
+                k = torch.arange(p.numel(), dtype=torch.float64)
+                wave = torch.sin(0.7 * k + 0.013 * k * k + i).reshape(p.shape)  # no two rows alike
                 fan = max(p.numel() // p.shape[0], 1) if p.ndim else 1
                 near_one = (p.ndim == 1 and name.endswith("weight")) or name.endswith(("scale", "std"))
                 if name.endswith("offset_head.conv.bias"):
                     wave += 2  # a ReLU follows
                 if name.endswith("logit.weight"):
-                    wave *= 40  # depths of all kinds
+                    wave *= 20  # depths of all kinds, with the bias below
+                if name.endswith("logit.bias"):
+                    wave += 15
                 p.copy_(1 + 0.1 * wave if near_one else wave / fan**0.5)
     return model.double().eval()
 

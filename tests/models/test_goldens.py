@@ -26,4 +26,5 @@ def test_outputs_equal_the_stored_ones(name):
     assert found.keys() == expected.keys() and len(found) > 3
     for key, value in found.items():
         assert value.std() > 1e-3 or value.numel() < 4 or "offset" in key, f"{key}: a constant says nothing"
-        torch.testing.assert_close(value, expected[key], rtol=1e-8, atol=1e-9)
+        # Depth logits are float32 in every network: a last bit of theirs may differ between machines.
+        torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6)
