@@ -73,9 +73,13 @@ def run_demo(
         min_score=threshold,
     )  # fmt: skip
     files = [out / "predictions.json", data / "annotations.json"]
-    write_page(out / "page.html", gather(files, media=[data / "features"], traces=out / "traces"))
+    signals = [data / "features" / f"{name}.npy" for name in first.detections]
+    write_page(out / "page.html", gather(files, media=signals, traces=out / "traces"))
     say("\n" + comparison_table({name: result.to_dict() for name, result in results.items()}))
     errors = first.report.errors["overall"]
     found = f"{errors['matched']} of {errors['matched'] + errors['missed']} actions found"
-    say(f"\n{found}; median error of starts {errors['start']['median']:.2f} s, of ends {errors['end']['median']:.2f} s")
+    if errors["matched"]:
+        starts, ends = errors["start"]["median"], errors["end"]["median"]
+        found += f"; median error of starts {starts:.2f} s, of ends {ends:.2f} s"
+    say(f"\n{found}")
     say(NEXT.format(out=out))
