@@ -83,7 +83,9 @@ def test_there_are_notebooks():
 def test_files_that_a_page_names_are_there(page):
     text = page.read_text()
     prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    missing = [name for name in NAMED.findall(prose) if not re.search(r"[<]|\bX\b", name) and not (ROOT / name).exists()]
+    missing = [
+        name for name in NAMED.findall(prose) if not re.search(r"[<]|\bX\b", name) and not (ROOT / name).exists()
+    ]
     for target, _ in LINKED.findall(prose):
         path = posixpath.normpath(posixpath.join(page.parent.relative_to(ROOT).as_posix(), target))
         made = path.startswith("docs/") and not path.endswith(
