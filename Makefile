@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
-.PHONY: demo test test-simd test-arm64 test-extractors evidence-smoke sanitize lint aot bench bench-ops clean wheel wheel-cuda cuda
+.PHONY: demo test docs notebooks dist check-dist test-simd test-arm64 test-extractors evidence-smoke sanitize lint aot bench \
+  bench-ops clean wheel wheel-cuda cuda
 
 demo: $(STAMP)
 	$(BIN)/tzn demo --out demo
@@ -50,6 +51,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in build/site: warnings are errors, then every link and anchor of every page is followed.
+docs: $(STAMP)
+	env NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # --quiet would hide warnings from --strict
+	$(BIN)/python docs/site/links.py build/site
+
+# Notebooks run anew, with their outputs written into them.
+notebooks: $(STAMP)
+	$(BIN)/python docs/notebooks/execute.py
+
 # Under 10 minutes on 2 cores; tables and pictures go to benchmarks/results.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.flops
@@ -71,6 +81,20 @@ wheel: $(STAMP)
 	TZN_BUILD=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist
 
+# Source distribution and wheel, by the pinned tools of .ci/build-requirements.txt in an environment of their own.
+TOOLS := build/tools
+dist: wheel
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --require-hashes -r .ci/build-requirements.txt
+	TZN_BUILD=0 $(TOOLS)/bin/python -m build --sdist --no-isolation --outdir dist . > build/sdist.log || { cat build/sdist.log; exit 1; }
+
+# What a release would publish: metadata, symbols, contents, and the op tests on the installed wheel from elsewhere.
+check-dist: dist
+	$(TOOLS)/bin/twine check --strict dist/*
+	$(TOOLS)/bin/abi3audit --strict --summary dist/*.whl
+	$(BIN)/python .ci/check_contents.py dist
+	.ci/check_wheel dist/*.whl --here $(BIN)/python
+
 # The CUDA kernels compiled with nvcc, and what each takes: registers, spills (an error), shared memory. No GPU needed.
 cuda: $(STAMP)
 	$(BIN)/python csrc/cuda/build_cuda.py
@@ -79,13 +103,13 @@ cuda: $(STAMP)
 wheel-cuda:
 	TZN_CUDA=1 $(MAKE) wheel
 
-# torch comes first and pinned: what depends on it must not pull another one.
+# torch comes first and pinned: what depends on it must not pull another one. NumPy with it: torch warns without.
 $(STAMP): pyproject.toml setup.py constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "tzn needs Python >= 3.10, but $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -418,3 +419,16 @@ def test_predictions_are_written_in_every_format(run, data, tmp_path, capsys):
         out = tmp_path / (name if known.single else f"p{known.suffix}")
         assert main(["predict", str(run), *features, "--out", str(out), "--format", name]) == 0
         assert len(list(out.iterdir())) == 2 if known.single else out.is_file()
+
+
+def test_the_demo_ends_with_a_page_and_what_to_do_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tzn.demo.NUM_RECORDINGS", 9)
+    out = tmp_path / "demo"
+    small = ["training.epochs=2", "training.warmup_epochs=1", "model.width=16", "model.head_width=16"]
+    assert main(["demo", "--out", str(out), *small, "model.boundary_width=16"]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"\d+ of [1-9]\d* actions found", printed.out)
+    assert f"{out}/page.html" in printed.out.split("what next:")[1]
+    for name in ("page.html", "timeline.png", "predictions.json", "report.json"):
+        assert (out / name).stat().st_size
+    assert len(printed.err.splitlines()) < 5, "no bars where nobody sees them"

@@ -1,4 +1,4 @@
-"""What README.md and docs/python.md show runs as it stands there, in a folder with small files of those names."""
+"""What README.md, docs/commands.md and docs/python.md show runs as it stands there, on small files of those names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL_ACTIONFORMER = [
 
 def _commands() -> list[str]:
     """``tzn`` commands in fenced blocks and, with arguments, in the text."""
-    text = README.read_text()
+    text = README.read_text() + (ROOT / "docs/commands.md").read_text()
     fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, flags=re.S | re.M))
     lines = [line for line in fenced.splitlines() if line.startswith("tzn ")]
     prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.S | re.M)

@@ -103,7 +103,7 @@ def missing_native() -> str | None:
     library = Path(chosen) if chosen else next(iter(sorted(PACKAGE.glob("_native.*so"))), None)
     if library is None:
         reason = build_facts().get("reason", "this installation was made without them")
-        return f"compiled CPU kernels are not built ({reason}); see 'Install' in the README"
+        return f"compiled CPU kernels are not built ({reason}); see 'Set-up' in the README"
     reason = _load(library)
     if reason is None and torch.ops.tzn_native.layout() != LAYOUT:
         return f"{library.name} is of another version of tzn, build it again"
