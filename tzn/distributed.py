@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,7 +196,7 @@ def predict_on_ray(
 ) -> Corpus:
     """Detections of many recordings by a pool of actors, on this machine or a cluster: ``OUT/predictions.parquet``.
 
-    read -> map -> write: batches of recordings are read from ``OUT/input``, mapped by :class:`Predictor` actors, and
+    read -> map -> write: batches of the manifest's rows are mapped by :class:`Predictor` actors, which read the recordings, and
     written to ``OUT/rows``, a row a recording. Started again after a stop of any kind, it does the recordings that are in
     no whole file there; where two files hold one, the join takes it once.
 
@@ -262,15 +261,14 @@ def _map(
     ray: Any, recipe: Recipe, todo: Sequence[Item], out: Path, address: str, actors: int | None, batch_size: int,
     gpus: float, cpus: float,
 ) -> None:  # fmt: skip
-    pa, parquet = arrow(), require("pyarrow.parquet", "tzn corpus", "corpus", "pyarrow")
-    source = out / "input"
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir()
+    pa = arrow()
     fields = {"recording": pa.string(), "path": pa.string(), "fps": pa.float64(), "duration": pa.float64()}
-    for begin in range(0, len(todo), batch_size):  # a file is a block, a task and a file of rows
+    blocks = []  # a block is a task and a file of rows; files of a manifest Ray would put together
+    for begin in range(0, len(todo), batch_size):
         part = todo[begin : begin + batch_size]
-        columns = {name: pa.array([getattr(item, name) for item in part], kind) for name, kind in fields.items()}
-        parquet.write_table(pa.table(columns), source / f"{begin:09d}.parquet")
+        blocks.append(
+            pa.table({name: pa.array([getattr(item, name) for item in part], kind) for name, kind in fields.items()})
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     mine = not ray.is_initialized()
     if mine:
@@ -289,7 +287,7 @@ def _map(
             "overrides": recipe.overrides, "device": device, "min_score": recipe.min_score, "top": recipe.top,
             "threads": recipe.threads or max(int(cpus), 1), "rows": "recordings",
         }  # fmt: skip
-        found = ray.data.read_parquet(str(source), override_num_blocks=-(-len(todo) // batch_size)).map_batches(
+        found = ray.data.from_arrow(blocks).map_batches(
             Predictor, fn_constructor_args=(recipe.source,), fn_constructor_kwargs=settings, batch_size=batch_size,
             batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=actors), num_gpus=gpus or None, num_cpus=cpus,
             max_restarts=-1, max_task_retries=-1,

@@ -232,6 +232,7 @@ def test_sigterm_answers_what_was_taken_and_ends_with_0(place):
         server.kill()
         server.wait()
     taken = socket.socket()
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     taken.bind(("127.0.0.1", port))
     taken.listen()
     said = subprocess.run(command, capture_output=True, text=True)

@@ -154,11 +154,11 @@ def keep_memory() -> None:
 
 
 def _context() -> Any:
-    """How processes start: forked from one that has imported everything and done nothing, where there are such."""
+    """How processes start: forked from one that has imported everything (:mod:`tzn.corpus.warm`), where there is forking."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tzn.corpus.warm"])
     return context
 
 
