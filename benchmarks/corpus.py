@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 import tzn
-from benchmarks.lib.parity import NoParity
+from benchmarks.lib import parity
 from benchmarks.lib.provenance import facts, line, parser, processor, write
 from benchmarks.lib.tables import table
 from tzn.corpus.manifest import Item
@@ -146,10 +146,8 @@ def stage_parity(paths: dict[str, list[Path]], folder: Path, count: int) -> dict
             wanted = [(s.start, s.end, s.score, s.label) for s in model(path).filter(score=CONFIDENT)]
             mine = rows.get(path.stem, [])
             # One whose score lies at the limit may be on its other side.
-            if sum(abs(x[2] - CONFIDENT) > ATOL_SCORE for x in wanted) != sum(
-                abs(x[2] - CONFIDENT) > ATOL_SCORE for x in mine
-            ):
-                raise NoParity(f"{path.stem}: {len(mine)} detections, one by one {len(wanted)}")
+            sure = [sum(abs(x[2] - CONFIDENT) > ATOL_SCORE for x in rows) for rows in (mine, wanted)]
+            parity.same(f"detections of {path.stem}", *sure, rtol=0, atol=0)
             for a in wanted:
                 if abs(a[2] - CONFIDENT) <= ATOL_SCORE:
                     continue
@@ -158,7 +156,9 @@ def stage_parity(paths: dict[str, list[Path]], folder: Path, count: int) -> dict
                 )
                 worst, compared = max(worst, near), compared + 1
         if worst > 2 * ATOL_SECONDS + ATOL_SCORE or not compared:
-            raise NoParity(f"{kind}: a detection differs by {worst:g} (start + end + score), {compared} compared")
+            raise parity.NoParity(
+                f"{kind}: a detection differs by {worst:g} (start + end + score), {compared} compared"
+            )
         found[kind] = {"recordings": len(chosen), "detections": compared, "largest_difference": worst}
     return found
 
@@ -315,16 +315,16 @@ def stage_kill(paths: dict[str, list[Path]], folder: Path, count: int) -> dict[s
                 os.kill(random_.choice(actors), signals.SIGKILL)
                 kills["actor"] += 1
         if process.wait():
-            raise NoParity(f"{name}: the command ended with {process.returncode}")
+            raise parity.NoParity(f"{name}: the command ended with {process.returncode}")
         results[name] = pq.read_table(out / "predictions.parquet").to_pylist()
         kills[f"seconds_{name}"] = time.perf_counter() - begin  # type: ignore[assignment]
     left, right = results["killed"], results["undisturbed"]
     if len(left) != len(right):
-        raise NoParity(f"{len(left)} rows after kills, {len(right)} undisturbed")
+        raise parity.NoParity(f"{len(left)} rows after kills, {len(right)} undisturbed")
     worst = 0.0
     for a, b in zip(left, right, strict=True):
         if (a["recording"], a["label"]) != (b["recording"], b["label"]):
-            raise NoParity(f"row of {a['recording']} {a['label']}, undisturbed {b['recording']} {b['label']}")
+            raise parity.NoParity(f"row of {a['recording']} {a['label']}, undisturbed {b['recording']} {b['label']}")
         worst = max(worst, *(abs(a[k] - b[k]) for k in ("start", "end", "score")))
     return {"recordings": len(chosen), "rows": len(left), "largest_difference": worst, **kills}
 
@@ -561,10 +561,10 @@ def report(content: dict[str, Any]) -> str:
     if (one := content.get("ray_1")) and (two := content.get("ray_2")):
         linear = ", ".join(f"{50 * two[k]['per_second'] / one[k]['per_second']:.0f} % ({k})" for k in KINDS)
         text.append(f"Two Ray actors against twice one: {linear}; goal {100 * GOALS['linear']:.0f} %.\n")
-    if parity := content.get("parity"):
+    if same := content.get("parity"):
         told = ", ".join(
-            f"{parity[k]['detections']:,} detections of {parity[k]['recordings']} recordings ({k}), largest difference "
-            f"{parity[k]['largest_difference']:.1e}" for k in KINDS
+            f"{same[k]['detections']:,} detections of {same[k]['recordings']} recordings ({k}), largest difference "
+            f"{same[k]['largest_difference']:.1e}" for k in KINDS
         )  # fmt: skip
         text.append(f"The same results as one by one: {told}.\n")
     if whole:

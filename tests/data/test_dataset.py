@@ -12,6 +12,7 @@ from tzn.data import dataset as dataset_module
 from tzn.data.annotations import Annotations, Recording, load_annotations
 from tzn.data.dataset import RecordingDataset, class_names, collate, fit_standardisation, resize, select_recordings
 from tzn.data.grid import TimeGrid
+from tzn.data.stores import Store
 from tzn.errors import DataError
 
 FPS, STRIDE, FRAMES = 50.0, 5.0, 5.0
@@ -216,10 +217,8 @@ def data_annotations(data):
 
 def test_features_are_read_once_until_the_cap(make, monkeypatch):
     reads = []
-    original = dataset_module.load_features
-    monkeypatch.setattr(
-        dataset_module, "load_features", lambda p, *a, **k: reads.append(p.name) or original(p, *a, **k)
-    )
+    original = Store.load
+    monkeypatch.setattr(Store, "load", lambda self, name, *a: reads.append(f"{name}.npy") or original(self, name, *a))
     data = make(training=False)
     for _ in range(3):
         for i in range(3):

@@ -429,10 +429,11 @@ def _readable(
 
 
 def batches(
-    recordings: Iterator[tuple[Job, Tensor]], short: int, most: int = BATCH_STEPS
+    recordings: Iterator[tuple[Job, Tensor]], short: int, most: int | None = None
 ) -> Iterator[list[tuple[Job, Tensor]]]:
     """Recordings to run side by side: those of up to ``short`` steps and of similar length, ``most`` steps of them with their
-    padding; longer ones alone."""
+    padding (by default as many as a batch has); longer ones alone."""
+    most = BATCH_STEPS if most is None else most
     window: list[tuple[Job, Tensor]] = []
     steps = 0
     for item in recordings:
