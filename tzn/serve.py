@@ -226,10 +226,9 @@ def build_app(recipe: Recipe, limits: Limits | None = None) -> Any:
             taken = True
             seen.inside.set(batcher.inside)
             body = await _body(request, limits)
+            kind = request.headers.get("content-type", "")  # type: ignore[attr-defined]
             query = {"fps": fps, "duration": duration, "min_score": min_score, "top": top}
-            work = asyncio.wait_for(
-                localized(body, request.headers.get("content-type", ""), query, name), limits.timeout
-            )
+            work = asyncio.wait_for(localized(body, kind, query, name), limits.timeout)
             if wait:
                 answer = await work
                 status = 200
