@@ -68,25 +68,19 @@ class Store:
 
     def load(self, recording: str, input_dim: int | None = None) -> np.ndarray:
         """Features ``[T, C]`` float32 of a recording."""
-        where = self.describe(recording)
-        inner = self._open()
-        if not inner.has(self._key(recording)):
-            raise DataError(f"{where}: no features of this recording")
+        inner, key, where = self._find(recording)
         with _naming(where):
             if inner.files:
-                return load_features(inner.path(self._key(recording)), input_dim, npz_key=self.config.npz_key)
-            return checked_features(where, inner.array(self._key(recording)), input_dim)
+                return load_features(inner.path(key), input_dim, npz_key=self.config.npz_key)
+            return checked_features(where, inner.array(key), input_dim)
 
     def header(self, recording: str, input_dim: int | None = None) -> FeatureHeader:
         """Shape and dtype; of formats that know them without reading the values, without."""
-        where = self.describe(recording)
-        inner = self._open()
-        if not inner.has(self._key(recording)):
-            raise DataError(f"{where}: no features of this recording")
+        inner, key, where = self._find(recording)
         with _naming(where):
             if inner.files:
-                return read_header(inner.path(self._key(recording)), input_dim, npz_key=self.config.npz_key)
-            stored = inner.lazy(self._key(recording))
+                return read_header(inner.path(key), input_dim, npz_key=self.config.npz_key)
+            stored = inner.lazy(key)
             if len(stored.shape) != 2:
                 raise DataError(f"{where}: features have shape {tuple(stored.shape)}, expected [steps, channels]")
             return FeatureHeader(stored.shape[0], stored.shape[1], np.dtype(str(stored.dtype).removeprefix("torch.")))
@@ -105,6 +99,13 @@ class Store:
         if is_container(self.location):
             return f"{self.location}{IN_CONTAINER}{self._key(recording)}"
         return f"{self.location}/{self._key(recording)}{self.config.file_suffix}"
+
+    def _find(self, recording: str) -> tuple[Any, str, str]:
+        """What is opened, the recording's name in it, and its place for messages."""
+        inner, key, where = self._open(), self._key(recording), self.describe(recording)
+        if not inner.has(key):
+            raise DataError(f"{where}: no features of this recording")
+        return inner, key, where
 
     def _key(self, recording: str) -> str:
         return f"{self.config.file_prefix}{recording}"
