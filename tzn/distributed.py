@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from tzn.corpus.manifest import Item, id_of, length_of
 from tzn.corpus.run import Corpus, Recipe, detect, keep_memory, read
@@ -27,6 +30,7 @@ from tzn.optional import require
 
 LOG = logging.getLogger("tzn")
 FORMAT = 1
+BAR_SECONDS = 1.0  # between two looks at what is written
 ROWS = ("detections", "recordings")
 FOUND = tuple(name for name in COLUMNS if name not in ("recording", "model", "configuration"))
 
@@ -192,6 +196,7 @@ def predict_on_ray(
     batch_size: int = 32,
     gpus: float = 0.0,
     cpus: float = 1.0,
+    progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Corpus:
     """Detections of many recordings by a pool of actors, on this machine or a cluster: ``OUT/predictions.parquet``.
@@ -208,6 +213,7 @@ def predict_on_ray(
         actors: in the pool; None: as many as the CPUs (or GPUs) carry.
         batch_size: recordings that an actor takes at a time; what is lost when it dies.
         gpus, cpus: of an actor; a fraction shares a GPU.
+        progress: a bar on stderr, where that is a terminal.
         say: takes what a user should know.
 
     Raises:
@@ -237,7 +243,7 @@ def predict_on_ray(
         say(f"{len(done & {item.recording for item in items})} of {len(items)} recordings are done already")
     todo = [item for item in order if item.recording not in done]
     if todo:
-        _map(ray, recipe, todo, out, address, actors, batch_size, gpus, cpus)
+        _map(ray, recipe, todo, out, address, actors, batch_size, gpus, cpus, len(order) - len(todo), progress)
     return _finish(out, run, order)
 
 
@@ -259,7 +265,7 @@ def _begin(out: Path, run: Run) -> None:
 
 def _map(
     ray: Any, recipe: Recipe, todo: Sequence[Item], out: Path, address: str, actors: int | None, batch_size: int,
-    gpus: float, cpus: float,
+    gpus: float, cpus: float, before: int, progress: bool,
 ) -> None:  # fmt: skip
     pa = arrow()
     fields = {"recording": pa.string(), "path": pa.string(), "fps": pa.float64(), "duration": pa.float64()}
@@ -282,7 +288,8 @@ def _map(
             raise ConfigError(f"gpus = {gpus:g}: this Ray has {there.get('GPU', 0):g} GPUs")
         device = recipe.device if not gpus or recipe.device != "cpu" else "cuda"
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        context.enable_progress_bars = False  # they count blocks and operators, not recordings
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         settings = {
             "overrides": recipe.overrides, "device": device, "min_score": recipe.min_score, "top": recipe.top,
             "threads": recipe.threads or max(int(cpus), 1), "rows": "recordings",
@@ -290,12 +297,53 @@ def _map(
         found = ray.data.from_arrow(blocks).map_batches(
             Predictor, fn_constructor_args=(recipe.source,), fn_constructor_kwargs=settings, batch_size=batch_size,
             batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=actors), num_gpus=gpus or None, num_cpus=cpus,
-            max_restarts=-1, max_task_retries=-1,
         )  # fmt: skip
-        found.write_parquet(str(out / "rows"))
+        # That an actor is started again, and its batch done again, however often, is what a pool does by itself.
+        with _bar(out / "rows", before, len(todo), progress):
+            found.write_parquet(str(out / "rows"))
     finally:
         if mine:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _bar(rows: Path, before: int, todo: int, progress: bool) -> Iterator[tqdm[Any]]:
+    """Recordings done, their rate and the time left, by the files that appear in ``rows``."""
+    known = {path.name for path in rows.glob("*.parquet")}
+    over = threading.Event()
+    bar = tqdm(
+        total=before + todo,
+        initial=before,
+        desc="corpus",
+        unit="recording",
+        smoothing=0.05,
+        disable=None if progress else True,
+    )
+
+    def watch() -> None:
+        while not over.wait(BAR_SECONDS):
+            look()
+
+    def look() -> None:
+        for path in rows.glob("*.parquet"):
+            if path.name not in known:
+                with contextlib.suppress(OSError, ValueError):  # it is being written
+                    bar.update(
+                        int(require("pyarrow.parquet", "tzn corpus", "corpus", "pyarrow").read_metadata(path).num_rows)
+                    )
+                    known.add(path.name)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    with bar:
+        if not bar.disable:
+            watcher.start()
+        try:
+            yield bar
+        finally:
+            over.set()
+            if not bar.disable:
+                watcher.join()
+                look()
 
 
 def _written(rows: Path, *, remove: bool = False) -> dict[str, tuple[Path, int, str | None]]:

@@ -57,7 +57,7 @@ def _corpus(o: argparse.Namespace) -> None:
     recipe = Recipe(source, overrides, o.device, o.min_score, o.top)
     made = predict_on_ray(
         recipe, items, o.out.resolve(), address=o.address, actors=o.actors, batch_size=o.batch_size, gpus=o.gpus,
-        cpus=o.cpus, say=LOG.warning,
+        cpus=o.cpus, progress=not o.quiet, say=LOG.warning,
     )  # fmt: skip
     done(o, f"{made.rows} detections in {made.recordings} recordings: {o.out / 'predictions.parquet'}")
     report_failed(made.failed, str(o.out / "failed.csv"))

@@ -1,0 +1,178 @@
+"""How fast: a loop over recordings, worker processes, Ray's actors. The first two have to give the same detections."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tzn
+from benchmarks.corpus.recordings import KINDS, RATE, SHARE, items_of, some
+from benchmarks.lib import parity
+from tzn.corpus.run import Recipe, predict_corpus
+
+MEMORY_EVERY = 2.0  # seconds
+ATOL_SECONDS, ATOL_SCORE = 0.02, 2e-3  # rounding of another batch
+CONFIDENT = 0.3  # of the detections that parity compares: far weaker ones change places for less than rounding
+SKIPPED_FILES = 2  # first files of each actor: it loads its model
+
+
+def stage_parity(paths: dict[str, list[Path]], folder: Path, count: int) -> dict[str, Any]:
+    """A corpus run against a loop, detection by detection.
+
+    Raises:
+        NoParity: they differ by more than rounding.
+    """
+    import pyarrow.parquet as pq
+
+    found = {}
+    for kind in KINDS:
+        chosen = some(paths[kind], round(count * SHARE[kind]))
+        out = folder / f"parity_{kind}.parquet"
+        shutil.rmtree(f"{out}.parts", ignore_errors=True)
+        predict_corpus(Recipe(kind, min_score=CONFIDENT), items_of(chosen), out, workers=2, progress=False)
+        rows: dict[str, list[Any]] = {}
+        for row in pq.read_table(out).to_pylist():
+            rows.setdefault(row["recording"], []).append((row["start"], row["end"], row["score"], row["label"]))
+        model, compared, worst = tzn.load(kind), 0, 0.0
+        for path in chosen:
+            wanted = [(s.start, s.end, s.score, s.label) for s in model(path).filter(score=CONFIDENT)]
+            mine = rows.get(path.stem, [])
+            # One whose score lies at the limit may be on its other side.
+            sure = [sum(abs(x[2] - CONFIDENT) > ATOL_SCORE for x in rows) for rows in (mine, wanted)]
+            parity.same(f"detections of {path.stem}", *sure, rtol=0, atol=0)
+            for a in wanted:
+                if abs(a[2] - CONFIDENT) <= ATOL_SCORE:
+                    continue
+                near = min(
+                    (abs(a[0] - b[0]) + abs(a[1] - b[1]) + abs(a[2] - b[2]) for b in mine if b[3] == a[3]), default=9.9
+                )
+                worst, compared = max(worst, near), compared + 1
+        if worst > 2 * ATOL_SECONDS + ATOL_SCORE or not compared:
+            raise parity.NoParity(
+                f"{kind}: a detection differs by {worst:g} (start + end + score), {compared} compared"
+            )
+        found[kind] = {"recordings": len(chosen), "detections": compared, "largest_difference": worst}
+    return found
+
+
+def stage_loop(paths: dict[str, list[Path]], folder: Path, count: int) -> dict[str, Any]:
+    """Recordings a second of ``for path in paths: model(path)``, and detections a recording."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        model, chosen = tzn.load(kind), some(paths[kind], round(count * SHARE[kind]))
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for path in chosen[:3]:
+                model(path)
+            begin, cpu, detections = time.perf_counter(), time.process_time(), 0
+            for path in chosen:
+                detections += len(model(path))
+            seconds = time.perf_counter() - begin
+            found.setdefault(kind, {})[f"threads_{threads}"] = {
+                "recordings": len(chosen), "per_second": len(chosen) / seconds,
+                "cpu_ms": 1000 * (time.process_time() - cpu) / len(chosen), "detections": detections / len(chosen),
+            }  # fmt: skip
+    return found
+
+
+def stage_corpus(paths: dict[str, list[Path]], folder: Path, workers: int = 2) -> dict[str, Any]:
+    """The whole corpus by ``predict_corpus``: rate, and the memory of all its processes over time."""
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        out = folder / f"all_{kind}.parquet"
+        shutil.rmtree(f"{out}.parts", ignore_errors=True)
+        processes: list[int] = []
+        samples: list[tuple[float, float, float]] = []
+        begin, over = time.perf_counter(), threading.Event()
+
+        def started(mine: list[int], processes: list[int] = processes) -> None:
+            processes[:] = mine
+
+        def watch(
+            processes: list[int] = processes, samples: list[Any] = samples, begin: float = begin, over: Any = over
+        ) -> None:
+            while not over.is_set():
+                children = sum(proportional_bytes(pid) for pid in list(processes))
+                samples.append((time.perf_counter() - begin, children / 1e6, proportional_bytes(os.getpid()) / 1e6))
+                over.wait(MEMORY_EVERY)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        made = predict_corpus(Recipe(kind), items_of(paths[kind]), out, workers=workers, started=started)
+        seconds = time.perf_counter() - begin
+        over.set()
+        watcher.join()
+        quarter = max(len(samples) // 4, 1)
+        parts = [samples[i * quarter : (i + 1) * quarter] for i in range(4)]
+        found[kind] = {
+            "recordings": made.recordings, "rows": made.rows, "failed": len(made.failed), "seconds": seconds,
+            "per_second": made.recordings / seconds, "bytes": out.stat().st_size, "workers": workers,
+            "hours": sum(np.load(path, mmap_mode="r").shape[0] for path in paths[kind]) / RATE[kind] / 3600,
+            "input_bytes": sum(path.stat().st_size for path in paths[kind]),
+            "memory_mb": [
+                {"children": statistics.median(x[1] for x in part), "parent": statistics.median(x[2] for x in part)}
+                for part in parts if part
+            ],
+            "samples": [[round(v, 1) for v in x] for x in samples],
+        }  # fmt: skip
+    return found
+
+
+def proportional_bytes(pid: int) -> float:
+    """Memory of a process, what it shares with others divided among them; 0: it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return sum(1024.0 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def stage_ray(
+    paths: dict[str, list[Path]], folder: Path, count: int, actors: int, batch_size: int = 16
+) -> dict[str, Any]:
+    """Recordings a second of an actor pool, from when every actor has written its first files on."""
+    import ray
+
+    from tzn.distributed import predict_on_ray
+
+    found = {}
+    cores = os.cpu_count() or 1
+    # Ray schedules by what it is told: more actors than cores only where it believes in as many.
+    ray.init(num_cpus=max(actors + 1, cores), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    for kind in KINDS:
+        out = folder / f"ray_{kind}"
+        shutil.rmtree(out, ignore_errors=True)
+        chosen, begin = some(paths[kind], round(count * SHARE[kind])), time.perf_counter()
+        # The order of the corpus is longest first; a pool of the same recordings for every number of actors.
+        made = predict_on_ray(Recipe(kind, threads=1), items_of(chosen), out, actors=actors, batch_size=batch_size)
+        wall = time.perf_counter() - begin
+        files = sorted((path.stat().st_mtime, path) for path in (out / "rows").glob("*.parquet"))
+        skip = max(min(SKIPPED_FILES * actors, len(files) - 2), 1)
+        steps = sum(_steps(path, paths[kind]) for _, path in files[skip:])
+        every = sum(_steps(path, paths[kind]) for _, path in files)
+        span = files[-1][0] - files[skip - 1][0]
+        found[kind] = {
+            "recordings": made.recordings, "wall_seconds": wall, "per_second_with_start": made.recordings / wall,
+            "per_second": made.recordings * steps / every / span, "actors": actors,
+        }  # fmt: skip
+    ray.shutdown()
+    return found
+
+
+def _steps(rows: Path, paths: list[Path]) -> int:
+    """Bytes of the recordings in a file of rows: as good as steps for shares."""
+    import pyarrow.parquet as pq
+
+    folder = paths[0].parent
+    return sum(
+        (folder / f"{name}.npy").stat().st_size for name in pq.read_table(rows, columns=["recording"])[0].to_pylist()
+    )
