@@ -17,6 +17,7 @@ from benchmarks.corpus.recordings import some
 from benchmarks.lib import parity
 
 KILLS = 10
+PER_KILL = 64  # recordings at least: every kill waits for a part of the work to be written
 DRIVER_EVERY = 4  # the third of four kills is the driver's
 AFTER = 0.3  # seconds after a part was written, at most: a kill is not at the same point of every part
 NUMBERS = ("start", "end", "score", "start_std", "end_std", "probability")
@@ -31,7 +32,7 @@ def stage_kill(paths: dict[str, list[Path]], folder: Path, count: int) -> dict[s
     manifest = folder / "kill.csv"
     chosen = some(paths["ludb"], count)
     manifest.write_text("path\n" + "".join(f"{path}\n" for path in chosen))
-    start = [sys.executable, "-m", "tzn"]
+    start, most = [sys.executable, "-m", "tzn"], min(KILLS, max(len(chosen) // PER_KILL, 1))
     tail = ["--pretrained", "ludb", str(manifest), "--min-score", "0.1", "-q"]
     made = {}
     for name in ("predict", "corpus"):
@@ -47,7 +48,7 @@ def stage_kill(paths: dict[str, list[Path]], folder: Path, count: int) -> dict[s
                 file, parts = out / "predictions.parquet", (out / "rows", "*.parquet")
                 command = [*start, "corpus", *tail, "--actors", "2", "--batch-size", "8", "--out", str(out)]
             begin = time.perf_counter()
-            kills = disturbed(command, parts, name, KILLS if state == "killed" else 0)
+            kills = disturbed(command, parts, name, most if state == "killed" else 0)
             facts[f"seconds_{state}"] = time.perf_counter() - begin
             if state == "killed":
                 facts |= kills

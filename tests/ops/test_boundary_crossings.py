@@ -80,8 +80,19 @@ def test_order_follows_position_where_votes_change_places():
     plain = reference.boundary_crossings(distance, scale, **(settings | {"estimator": "crossing"}))
     wanted = reference.boundary_crossings(distance, scale, **settings)
     assert not torch.equal(plain.slope, wanted.slope)  # some did
-    for a, b in zip(ops.boundary_crossings(distance, scale, **settings), wanted, strict=True):
+    # Three pairs have the same votes and so the same place: rounding (fused or not) decides which of two goes first.
+    for a, b in zip(_settled(ops.boundary_crossings(distance, scale, **settings)), _settled(wanted), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def _settled(found: ops.Crossings) -> list[torch.Tensor]:
+    """Columns ordered by place and, where places are the same but for rounding, by slope."""
+    gaps = found.position.diff(dim=1)
+    assert (gaps[gaps.isfinite()] >= 0).all()
+    order = found.slope.argsort(dim=1, stable=True)
+    places = found.position.round(decimals=9).gather(1, order)
+    order = order.gather(1, places.argsort(dim=1, stable=True))
+    return [*(column.gather(1, order) for column in (found.position, found.std, found.slope)), found.count]
 
 
 def test_votes_for_another_boundary_do_not_count():
