@@ -29,7 +29,7 @@ test-extractors: $(STAMP)
 test-simd: $(STAMP)
 	env OMP_WAIT_POLICY=passive $(BIN)/python tests/simd_levels.py
 
-# The kernels for arm64 (NEON), built by a cross compiler, and the op tests on them in an emulator: an hour of two cores.
+# The kernels for arm64 (NEON), built by a cross compiler, and the op tests on them in an emulator: an hour of one core.
 test-arm64: $(STAMP)
 	$(BIN)/python tests/arm64.py
 
