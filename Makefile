@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.tzn-demo
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
 .PHONY: demo test docs notebooks dist check-dist test-simd test-arm64 test-extractors evidence-smoke sanitize lint aot bench \
   bench-ops clean wheel wheel-cuda cuda
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/tzn demo --out demo
 
 # Two test files at a time. Threads that wait for each other sleep: spinning, four on two cores take ten times as long.
@@ -103,14 +104,20 @@ cuda: $(STAMP)
 wheel-cuda:
 	TZN_CUDA=1 $(MAKE) wheel
 
-# torch comes first and pinned: what depends on it must not pull another one. NumPy with it: torch warns without.
-$(STAMP): pyproject.toml setup.py constraints.txt $(KERNELS)
+# torch comes first and pinned: what depends on it must not pull another one. NumPy with it: torch warns without. A visitor who
+# looks at the demo needs a third of the packages that a contributor does.
+$(DEMO): pyproject.toml setup.py constraints.txt $(KERNELS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "tzn needs Python >= 3.10, but $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install -qq -c constraints.txt torch numpy
-	env PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --no-build-isolation -c constraints.txt -e '.[dev]'
+	env PYTHONWARNINGS=ignore $(BIN)/python -m pip install -qq --no-build-isolation -c constraints.txt -e '.[train,plot]'
+	@touch $@
+
+# tzn is there already, so this adds what its extras need, and compiles nothing again.
+$(STAMP): $(DEMO)
+	$(BIN)/python -m pip install -qq -c constraints.txt 'tzn[dev]'
 	@touch $@
 
 clean:
