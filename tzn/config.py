@@ -249,6 +249,8 @@ class InferenceConfig(Checked):
         snap_sigmas: a segment end snaps to a crossing within this many combined standard errors.
         quality: exponent of the expected-overlap factor on the score (0: class score only).
         budget: mean depth to run at (``None``: as trained).
+        threshold: of a model with a boundary stream: the expected gain in nats (or the scale in steps) from which a step is
+            refined; ``None``: ``model.zoom_threshold``.
         pre_nms_thresh: candidates need a class score above this.
         pre_nms_topk: best candidates kept per pyramid level; this and ``max_segments`` hold for every started 16,384 steps,
             so that hours of recording are not cut to what one video may have.
@@ -274,6 +276,7 @@ class InferenceConfig(Checked):
     snap_sigmas: float = 3.0
     quality: float = 0.0
     budget: PositiveShare | None = None
+    threshold: Positive | None = None
     pre_nms_thresh: float = 0.001
     pre_nms_topk: int = 2000
     duration_thresh: float = 0.05
