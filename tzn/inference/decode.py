@@ -30,7 +30,9 @@ def dial_of(model: Localizer, config: InferenceConfig) -> Tensor | None:
     stream = getattr(model, "boundary_stream", None)
     if stream is None:
         if config.threshold is not None:
-            raise ConfigError(f"inference.threshold = {config.threshold:g}: this model has no model.zoom_layers to dial")
+            raise ConfigError(
+                f"inference.threshold = {config.threshold:g}: this model has no model.zoom_layers to dial"
+            )
         return None
     if config.budget is not None:
         raise ConfigError(

@@ -46,8 +46,7 @@ class TemporalZoomNetConfig(Checked):
         zoom_layers: blocks of the boundary stream, which refines boundary fields at full rate where that pays, in place of
             the boundary distance head, see :mod:`tzn.nn.zoom`; 0: the head.
         zoom_window: its attention window.
-        zoom_gate: what its blocks run on: "gain" (expected gain) or "settled" (within reach and unsure).
-        zoom_threshold: gain in nats, or scale in steps, above which a step goes on.
+        zoom_threshold: Laplace scale in steps above which a boundary is not settled, so that its steps go on.
         front_end: what raw signals pass before the network: "conv" (strided convolutions), "spectrogram" (log-spectrogram
             beside the samples) or "none" (features as they are), see :mod:`tzn.nn.front_end`.
         front_end_samples: consecutive samples in the features of a step, flattened sample by sample; divides ``input_dim``.
@@ -92,8 +91,7 @@ class TemporalZoomNetConfig(Checked):
     boundary_radius: Radius = 8.0
     zoom_layers: CountOrZero = 0
     zoom_window: OddWindow = 19
-    zoom_gate: Literal["gain", "settled"] = "gain"
-    zoom_threshold: Positive = 0.1
+    zoom_threshold: Positive = 1.0
     front_end: Literal["none", "conv", "spectrogram"] = "none"
     front_end_samples: Count = 1
     front_end_width: Count = 64
@@ -129,15 +127,18 @@ class TemporalZoomNetConfig(Checked):
             f"at most model.first_stride = {self.first_stride}",
         )  # fmt: skip
         self.require(
-            self.zoom_layers == 0 or self.boundary_fields != "none", "zoom_layers", "0 with model.boundary_fields = none"
+            self.zoom_layers == 0 or self.boundary_fields != "none",
+            "zoom_layers",
+            "0 with model.boundary_fields = none",
         )
         self.require(
             self.zoom_layers == 0 or self.boundary_width % self.num_heads == 0, "boundary_width",
             f"a number divisible by model.num_heads = {self.num_heads} with model.zoom_layers",
         )  # fmt: skip
         self.require(
-            self.embedding_stride == 1 or (self.front_end == "none" and (self.zoom_layers or not self.num_fields)),
-            "embedding_stride", "1 with a model.front_end, or without model.zoom_layers",
+            self.embedding_stride == 1 or (self.front_end == "none" and (self.zoom_layers > 0 or not self.num_fields)),
+            "embedding_stride",
+            "1 with a model.front_end, or without model.zoom_layers",
         )
         self.require(
             self.width % self.num_heads == 0, "width", f"a number divisible by model.num_heads = {self.num_heads}"

@@ -16,7 +16,7 @@ from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, bud
 from tzn.nn.conv import Conv3, ConvTower
 from tzn.nn.front_end import FrontEnd
 from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, double, flatten_levels, point_grid
-from tzn.nn.zoom import BoundaryStream, Exit, training_gates
+from tzn.nn.zoom import BoundaryStream, Exit, random_depths, training_shift
 
 # Strides; keeps the likelihood bounded where offsets can be exact. Below what models learn: the smallest scale that the
 # pretrained HAPT model gives at any point of four recordings is 0.054.
@@ -82,7 +82,7 @@ class TemporalZoomNet(nn.Module):
         self.pyramid = Pyramid(
             c.width, c.num_heads, c.window, mlp_ratio=c.pyramid_mlp_ratio, drop_path=c.drop_path, **levels
         )
-        self.zoom_training: Literal["policy", "random", "full"] = "policy"
+        self.training_depth: Literal["learned", "random"] = "learned"
         self.class_head = ConvTower(c.width, c.head_width, c.num_classes, c.head_layers)
         nn.init.constant_(self.class_head.output.bias, -math.log((1 - c.prior_prob) / c.prior_prob))
         self.offset_head = OffsetHead(c)
@@ -93,7 +93,7 @@ class TemporalZoomNet(nn.Module):
             self.boundary_stream = BoundaryStream(
                 c.step_dim, c.boundary_width, c.num_fields, layers=c.zoom_layers, num_heads=c.num_heads,
                 window=c.zoom_window, mlp_ratio=c.mlp_ratio, stem_layers=c.boundary_layers, radius=c.boundary_radius,
-                gate=c.zoom_gate, threshold=c.zoom_threshold,
+                threshold=c.zoom_threshold,
             )  # fmt: skip
         elif c.num_fields:
             self.boundary_head = BoundaryDistanceHead(
@@ -154,7 +154,9 @@ class TemporalZoomNet(nn.Module):
             fields = packed.new_full((2, mask.numel(), packed.shape[2]), float("nan"))
             fields[:, rows] = packed
             distance, scale = fields.unflatten(1, mask.shape).transpose(2, 3)
-        if distance.shape[1] == 1:  # region field: negative inside, so starts are its falling and ends its rising crossings
+        if (
+            distance.shape[1] == 1
+        ):  # region field: negative inside, so starts are its falling and ends its rising crossings
             distance, scale = torch.cat([-distance, distance], dim=1), scale.expand(-1, 2, -1)
         return distance, scale
 
@@ -179,6 +181,9 @@ class TemporalZoomNet(nn.Module):
             raise ValueError(
                 f"budget = {budget}: this model refines where refinement pays; its dial is inference.threshold"
             )
+        if self.training and self.training_depth == "random":
+            layers = self.config.zoom_layers or self.config.refinement_layers
+            tau = random_depths(mask.shape[0], mask.shape[1], layers, mask.device)
         steps = self._steps(features, mask)
         coarse = mask[:, :: self.config.embedding_stride]
         x = self._shallow_features(steps, coarse)
@@ -195,8 +200,8 @@ class TemporalZoomNet(nn.Module):
             return Trunk(points, point_features, point_mask, boundary, mask, depths)
         assert boundary is not None
         gates = None if tau is None else ops.depth_gates(tau, self.config.zoom_layers)
-        if self.training and gates is None:
-            gates, depth_shift = training_gates(stream, mask, self.zoom_training)
+        if self.training and gates is None and depth_shift is None:
+            depth_shift = training_shift(mask.shape[0], mask.device)
         zoomed = stream(steps, self._full_rate(boundary, mask), mask, gates=gates, shift=depth_shift)
         depths = Depths(zoomed.gates.mean(-1), zoomed.gates)
         return Trunk(points, point_features, point_mask, boundary, mask, depths, zoomed.exits)
@@ -226,7 +231,9 @@ class TemporalZoomNet(nn.Module):
         """``steps`` of :meth:`_steps`; ``mask`` and result at the embedding's stride."""
         stride = self.config.embedding_stride
         if stride > 1:
-            steps = F.pad(steps, (0, 0, 0, mask.shape[1] * stride - steps.shape[1])).unflatten(1, (-1, stride)).flatten(2)
+            steps = (
+                F.pad(steps, (0, 0, 0, mask.shape[1] * stride - steps.shape[1])).unflatten(1, (-1, stride)).flatten(2)
+            )
         x = self.embedding(steps, mask)
         for block in self.shallow:
             x = block(x, mask)

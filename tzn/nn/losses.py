@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tzn.nn.zoom import REACH, Exit
+from tzn.nn.zoom import Exit
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -98,28 +98,14 @@ def depth_budget_loss(gates: Tensor, mask: Tensor, target: float) -> Tensor:
     return (share - target).clamp(min=0) ** 2
 
 
-def zoom_losses(exits: Sequence[Exit], gates: Tensor, target: Tensor, mask: Tensor, radius: float) -> Tensor:
-    """What a boundary stream learns besides the distances of its exits, summed over steps and divided by the exits.
-
-    * Far steps (|target| = radius): a hinge that keeps |distance| out of a boundary's reach, on either side.
-    * Expected gains: Poisson regression, exp(z) - y z, of y = how much the logarithm of the scale still falls until the last
-      exit on steps near a boundary, 0 elsewhere; on steps that the next block ran on, else y would be 0 because nobody
-      looked.
+def reach_loss(exits: Sequence[Exit], target: Tensor, mask: Tensor, radius: float) -> Tensor:
+    """Cross-entropy of "a boundary is within the radius", summed over steps and fields, mean over exits.
 
     Args:
-        exits: L + 1 of :class:`tzn.nn.zoom.BoundaryStream`; gates: ``[B, T, L]``.
-        target: ``[B, F, T]`` clipped distances; mask: ``[B, T]``.
+        exits: of :class:`tzn.nn.zoom.BoundaryStream`.
+        target: ``[B, F, T]`` distances clipped to ``radius``; mask: ``[B, T]``.
     """
-    near = target.abs() < radius
-    far = ~near & mask.unsqueeze(1)
-    total = target.new_zeros(())
-    last = exits[-1].scale.detach().log()
-    for layer, state in enumerate(exits):
-        total = total + 0.1 * F.relu(REACH[1] * radius - state.distance.abs())[far].sum() / radius
-        if state.log_gain is not None:
-            with torch.no_grad():
-                gain = (((state.scale.log() - last) * near).sum(1)).clamp(min=0)
-                seen = mask & (gates[..., layer] > 0.5)
-            z = state.log_gain
-            total = total + (torch.exp(z) - gain * z)[seen].sum()
-    return total / len(exits)
+    near = (target.abs() < radius).float()
+    valid = mask.unsqueeze(1).expand_as(near)
+    each = [F.binary_cross_entropy_with_logits(e.reach[valid], near[valid], reduction="sum") for e in exits]
+    return torch.stack(each).mean()

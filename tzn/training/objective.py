@@ -20,7 +20,7 @@ from tzn.nn.losses import (
     diou_loss,
     focal_loss,
     laplace_loss,
-    zoom_losses,
+    reach_loss,
 )
 from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid
 from tzn.training.distillation import distillation_losses
@@ -29,6 +29,7 @@ NORM_MOMENTUM = 0.9
 # Nothing but the scale's own layer learns from this loss (what it reads is detached), and AdamW divides by the gradient's
 # size: the weight only sets how much of the clipped gradient norm that layer takes from the others.
 SCALE_WEIGHT = 0.1
+REACH_WEIGHT = 0.3
 
 
 class PointObjective(nn.Module):
@@ -158,7 +159,9 @@ class Objective(PointObjective):
         norm = self.average("step_norm", totals[0][1])
         loss = torch.stack([total for total, _ in totals]).mean() / norm
         if outputs.trunk.exits:
-            loss = loss + zoom_losses(outputs.trunk.exits, outputs.trunk.depths.gates, target, mask, self.model.boundary_radius) / norm
+            loss = (
+                loss + REACH_WEIGHT * reach_loss(outputs.trunk.exits, target, mask, self.model.boundary_radius) / norm
+            )
         return loss
 
     def _depth_loss(self, outputs: Outputs, progress: float) -> Tensor:
