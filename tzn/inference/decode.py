@@ -14,7 +14,7 @@ from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
 from tzn.errors import ConfigError
-from tzn.models import Localizer
+from tzn.models import Localizer, TemporalZoomNetConfig
 from tzn.nn.pyramid import LAPLACE_STD, Points
 from tzn.ops import Crossings
 
@@ -27,8 +27,8 @@ def dial_of(model: Localizer, config: InferenceConfig) -> Tensor | None:
     Raises:
         ConfigError: a budget for such a model, a threshold for another one.
     """
-    stream = getattr(model, "boundary_stream", None)
-    if stream is None:
+    c = model.config
+    if not isinstance(c, TemporalZoomNetConfig) or c.zoom_layers == 0:
         if config.threshold is not None:
             raise ConfigError(
                 f"inference.threshold = {config.threshold:g}: this model has no model.zoom_layers to dial"
@@ -37,11 +37,11 @@ def dial_of(model: Localizer, config: InferenceConfig) -> Tensor | None:
     if config.budget is not None:
         raise ConfigError(
             f"inference.budget = {config.budget:g}: this model refines where that pays; turn inference.threshold instead "
-            f"(trained with {stream.threshold:g})"
+            f"(trained with {c.zoom_threshold:g})"
         )
     if config.threshold is None:
         return None
-    return torch.full((1, 1), math.log(stream.threshold / config.threshold), device=next(model.parameters()).device)
+    return torch.full((1, 1), math.log(c.zoom_threshold / config.threshold), device=model.feature_mean.device)
 
 
 def limit_for(limit: int, steps: int) -> int:

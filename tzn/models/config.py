@@ -132,6 +132,10 @@ class TemporalZoomNetConfig(Checked):
             "0 with model.boundary_fields = none",
         )
         self.require(
+            self.zoom_layers == 0 or self.refinement_layers == 0, "zoom_layers",
+            f"0 with model.refinement_layers = {self.refinement_layers}: depth goes to the one or to the other",
+        )  # fmt: skip
+        self.require(
             self.zoom_layers == 0 or self.boundary_width % self.num_heads == 0, "boundary_width",
             f"a number divisible by model.num_heads = {self.num_heads} with model.zoom_layers",
         )  # fmt: skip

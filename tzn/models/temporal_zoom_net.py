@@ -187,7 +187,8 @@ class TemporalZoomNet(nn.Module):
         steps = self._steps(features, mask)
         coarse = mask[:, :: self.config.embedding_stride]
         x = self._shallow_features(steps, coarse)
-        depths = self._depths(x, coarse, budget, None if stream else depth_shift, None if stream else tau)
+        # A boundary stream spends all depth behind the pyramid.
+        depths = self._depths(x, coarse, budget, depth_shift, None if stream else tau)
         for layer, block in enumerate(self.refinement):
             x = block(x, coarse, depths.gates[..., layer])
         levels, masks = self.pyramid(x, coarse)

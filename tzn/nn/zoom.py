@@ -97,14 +97,16 @@ class BoundaryStream(nn.Module):
             h = F.relu(norm(conv(h))) * keep
         raw = self._read(0, h.flatten(0, 1))
         exits, chosen = [self._exit(raw, mask)], []
-        gate = mask.to(h.dtype)
+        gate = mask.float()
         for layer, block in enumerate(self.blocks):
             gate = gate * self.activity(exits[-1], shift) if gates is None else gates[..., layer] * mask
             chosen.append(gate)
             h = block(h, mask, gate)
             raw = self._refined(layer + 1, h.flatten(0, 1), raw, gate.flatten())
             exits.append(self._exit(raw, mask))
-        return Zoomed(tuple(exits), torch.stack(chosen, dim=-1) if chosen else h.new_zeros(*mask.shape, 0))
+        return Zoomed(
+            tuple(exits), torch.stack(chosen, dim=-1) if chosen else mask.new_zeros(*mask.shape, 0, dtype=torch.float32)
+        )
 
     @torch.no_grad()
     def activity(self, last: Exit, shift: Tensor | None = None) -> Tensor:

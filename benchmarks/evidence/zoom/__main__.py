@@ -28,15 +28,13 @@ def jobs(options: argparse.Namespace) -> list[real.Job]:
     if options.part == "headroom":
         return [
             real.Job(d, network, seed, depth="random")
-            for seed in options.seeds for d in sets or real.SETS for network in ("zoom", "atr")
+            for seed in options.seeds for d in sets or real.SETS for network in options.networks if network != "actionformer"
         ]  # fmt: skip
+    widths = {"actionformer": ACTIONFORMER_WIDTHS}
     return [
-        job
-        for seed in options.seeds for d in sets or FRONTS
-        for job in (
-            real.Job(d, "zoom", seed), real.Job(d, "atr", seed),
-            *(real.Job(d, "actionformer", seed, width) for width in ACTIONFORMER_WIDTHS),
-        )
+        real.Job(d, network, seed, width)
+        for seed in options.seeds for d in sets or FRONTS for network in options.networks
+        for width in widths.get(network, (real.WIDTH,))
     ]  # fmt: skip
 
 
@@ -49,6 +47,9 @@ def main() -> None:
         "--runs", type=Path, default=Path("runs/zoom"), help="folder of the trainings; emptied as they end"
     )
     parser.add_argument("--sets", nargs="+")
+    parser.add_argument(
+        "--networks", nargs="+", choices=("zoom", "atr", "actionformer"), default=["zoom", "atr", "actionformer"]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)  # the counted work and the scores do not depend on it

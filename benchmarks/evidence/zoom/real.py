@@ -27,7 +27,7 @@ STEPS, WIDTH, LAYERS = 400, 64, 4
 # Where the plan starts its pyramid at full rate, the zoomed network's coarse part still runs at a quarter of it.
 COARSEST_START = 4
 BUDGETS = (0.1, 0.25, 0.5)
-THRESHOLDS = (0.25, 0.5, 1.0, 2.0, 4.0)
+THRESHOLDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 UNIFORM = (0, 1, 2, 3, 4)  # blocks for every step
 DIAL = (0.02, 0.1, 0.25, 0.5, 1.0)
 NEAREST = 0.15  # share of steps
