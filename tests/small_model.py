@@ -28,8 +28,12 @@ def build(**changes) -> TemporalZoomNet:
             rows.sub_(rows.mean(1, keepdim=True))
             model.boundary_head.tower.output.bias[fields:].fill_(-1.0)
         model.offset_head.tower.output.bias.fill_(2.0)
-        model.depth_predictor.logit.weight.normal_(std=2.0)
-        model.depth_predictor.logit.bias.zero_()
+        if model.boundary_stream is not None:
+            for exit_ in model.boundary_stream.exits:
+                exit_.weight.normal_(std=0.5)
+        if model.depth_predictor is not None:
+            model.depth_predictor.logit.weight.normal_(std=2.0)
+            model.depth_predictor.logit.bias.zero_()
     return model
 
 

@@ -181,6 +181,8 @@ class TrainingConfig(Checked):
         label_smoothing: of the focal loss.
         center_radius: positive points lie within this many strides of a segment's centre.
         target_depth: mean depth tau that the budget loss aims at (1 switches the budget loss off).
+        depth: "learned", or "random": every step trains at a depth of its own, whatever the network would choose, so that it
+            knows every exit (for measuring what depth is worth).
         depth_warmup: share of training over which the target falls from 1 to ``target_depth``.
         teacher: checkpoint, or folder of a run, of a trained TemporalZoomNet that a TemporalZoomNet learns from besides
             the annotations; ``None``: no teacher.
@@ -216,6 +218,7 @@ class TrainingConfig(Checked):
     label_smoothing: float = 0.0
     center_radius: float = 1.5
     target_depth: PositiveShare = 0.6
+    depth: Literal["learned", "random"] = "learned"
     depth_warmup: float = 0.5
     teacher: Teacher | None = None
     start: Start | None = None
@@ -249,6 +252,8 @@ class InferenceConfig(Checked):
         snap_sigmas: a segment end snaps to a crossing within this many combined standard errors.
         quality: exponent of the expected-overlap factor on the score (0: class score only).
         budget: mean depth to run at (``None``: as trained).
+        threshold: of a model with a boundary stream: the Laplace scale, in steps, above which a boundary is refined further;
+            ``None``: ``model.zoom_threshold``.
         pre_nms_thresh: candidates need a class score above this.
         pre_nms_topk: best candidates kept per pyramid level; this and ``max_segments`` hold for every started 16,384 steps,
             so that hours of recording are not cut to what one video may have.
@@ -274,6 +279,7 @@ class InferenceConfig(Checked):
     snap_sigmas: float = 3.0
     quality: float = 0.0
     budget: PositiveShare | None = None
+    threshold: Positive | None = None
     pre_nms_thresh: float = 0.001
     pre_nms_topk: int = 2000
     duration_thresh: float = 0.05

@@ -30,6 +30,7 @@ TEMPORAL_ZOOM_NET_PARTS = {
     "embedding": "embedding", "shallow blocks": "shallow", "depth predictor": "depth_predictor",
     "refinement": "refinement", "pyramid": "pyramid", "top-down path": "top_down", "classification head": "class_head",
     "regression head": "offset_head", "boundary head": "boundary_head",
+    "boundary stream": "boundary_stream",
 }  # fmt: skip
 
 

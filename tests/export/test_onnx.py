@@ -75,6 +75,30 @@ def test_a_front_end_is_exported_with_the_network(tmp_path, front_end):
         torch.testing.assert_close(found.scores, wanted.scores, atol=1e-4, rtol=1e-4)
 
 
+def test_a_boundary_stream_is_exported_with_its_dial(tmp_path):
+    zoomed = {"zoom_layers": 2, "zoom_window": 5, "embedding_stride": 2, "refinement_layers": 0, "zoom_threshold": 2.0}
+    model = small_model.build(**zoomed)
+    moved(model)
+    file = tmp_path / "zoomed.onnx"
+    export_localizer(written(tmp_path / "zoomed.ckpt", model), file)
+    program = tzn.load(file).network
+    shares = []
+    for steps in (1, 7, 64, 211):
+        x = torch.randn(1, steps, model.config.input_dim, generator=torch.Generator().manual_seed(steps))
+        mask = torch.ones(1, steps, dtype=torch.bool)
+        for shift in (None, torch.full((1, 1), 1.0), torch.full((1, 1), -40.0)):
+            with torch.no_grad():
+                wanted, found = (m.points(x, mask, depth_shift=shift) for m in (model, program))
+            torch.testing.assert_close(found.depth, wanted.depth, atol=1e-4, rtol=1e-4)
+            for a, b in zip(found.fields(), wanted.fields(), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+            shares.append(float((wanted.depth > 0).float().mean()))
+    assert min(shares) == 0 and max(shares) > 0.3
+    x = features(211)
+    turned = [tzn.load(p, ["inference.threshold=4"])(x) for p in (tmp_path / "zoomed.ckpt", file)]
+    same(turned[1], turned[0], at_least=5)
+
+
 @pytest.mark.parametrize("name", ["small", "actionformer"])
 def test_detections_at_every_length(exports, name):
     source, program = tzn.load(exports.checkpoint(name)), tzn.load(exports.file(name, "onnx"))

@@ -11,10 +11,11 @@ from small_model import GRID, build, features
 from tzn.config import InferenceConfig
 from tzn.data.dataset import Example, collate
 from tzn.data.grid import TimeGrid
-from tzn.errors import LimitWarning
+from tzn.errors import ConfigError, LimitWarning
 from tzn.inference import decode
 from tzn.inference import localize as module
 from tzn.inference.localize import candidates, localize, localize_batch
+from tzn.inference.localize_many import localize_many
 
 
 def _compare(a, b, atol=1e-5):
@@ -33,6 +34,33 @@ def test_detections_are_sorted_clipped_and_carry_standard_errors(mode):
     assert (trace.distance is None) == (mode == "anchor")
 
 
+ZOOMED = {"zoom_layers": 2, "zoom_window": 5, "embedding_stride": 2, "refinement_layers": 0, "zoom_threshold": 2.0}
+
+
+def test_the_threshold_is_the_dial_of_a_boundary_stream():
+    model, x = build(**ZOOMED), features(300)
+    depths = [
+        float(candidates(model, x, InferenceConfig(threshold=t)).trace.depth.mean())
+        for t in (None, 0.01, 2.0, 6.0, 99.0)
+    ]
+    as_trained, everything, own, less, nothing = depths
+    assert as_trained == own and everything > own > less > nothing == 0
+    with pytest.raises(ConfigError, match=r"inference.budget = 0.5: .* turn inference.threshold instead"):
+        candidates(model, x, InferenceConfig(budget=0.5))
+    with pytest.raises(ConfigError, match=r"inference.threshold = 0.5: this model has no model.zoom_layers"):
+        candidates(build(), x, InferenceConfig(threshold=0.5))
+
+
+def test_recordings_side_by_side_turn_the_same_dial():
+    model, lengths = build(**ZOOMED), (60, 97, 41)
+    xs, config = [features(n, n) for n in lengths], InferenceConfig(threshold=4.0)
+    together = localize_many(model, xs, [GRID] * 3, [60.0] * 3, config)
+    for x, (found, _) in zip(xs, together, strict=True):
+        alone, _ = localize(model, x, GRID, 60.0, config)
+        np.testing.assert_allclose(found.segments, alone.segments, atol=1e-4)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+
+
 def test_refining_where_candidates_need_it_equals_refining_with_dense_fields(monkeypatch):
     model, x = build(), features(300)
     config = InferenceConfig(pre_nms_topk=3)
@@ -48,9 +76,9 @@ def test_refining_where_candidates_need_it_equals_refining_with_dense_fields(mon
 
 
 @pytest.mark.parametrize("mode", ["refine", "pair", "anchor"])
-@pytest.mark.parametrize("budget", [None, 0.4])
-def test_chunks_give_the_one_pass_result(mode, budget):
-    model = build()
+@pytest.mark.parametrize(("budget", "changes"), [(None, {}), (0.4, {}), (None, ZOOMED)], ids=str)
+def test_chunks_give_the_one_pass_result(mode, budget, changes):
+    model = build(**changes)
     x = features(1500)
     config = InferenceConfig(mode=mode, budget=budget, pre_nms_thresh=0.05, pre_nms_topk=60)
     whole, chunked = candidates(model, x, config), candidates(model, x, dataclasses.replace(config, chunk=256))

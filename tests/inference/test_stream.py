@@ -19,6 +19,7 @@ from tzn.models import ActionFormer, ActionFormerConfig
 
 CONFIG = InferenceConfig(pre_nms_topk=100_000, max_segments=1_000_000)
 REACH = 400  # more than any segment of the small model goes to one side
+ZOOMED = {"zoom_layers": 2, "zoom_window": 5, "embedding_stride": 2, "refinement_layers": 0}
 
 
 def streamed(stream: StreamLocalizer, x: torch.Tensor, cuts) -> list[Detections]:
@@ -97,7 +98,7 @@ def test_a_score_that_is_asked_for_leaves_out_what_is_below_and_changes_nothing_
 
 
 def test_other_localizers_stream_too():
-    for changes in ({"boundary_fields": "region"}, {"boundary_fields": "none"}, {"refinement_layers": 1}):
+    for changes in ({"boundary_fields": "region"}, {"boundary_fields": "none"}, {"refinement_layers": 1}, ZOOMED):
         model, x = build(**changes), features(900)
         found = joined(streamed(StreamLocalizer(model, GRID, CONFIG, reach=REACH), x, [300, 600]))
         assert_same(found, in_one_pass(model, x, CONFIG))

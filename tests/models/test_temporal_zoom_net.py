@@ -19,6 +19,10 @@ def build(**changes) -> TemporalZoomNet:
         torch.nn.init.zeros_(model.depth_predictor.logit.bias)
     if model.front_end is not None and model.front_end.gates is not None:  # at the start they gate nothing
         torch.nn.init.normal_(model.front_end.gates.up.weight)
+    if model.boundary_stream is not None:  # the same for what is near and settled
+        for exit_ in model.boundary_stream.exits:
+            torch.nn.init.normal_(exit_.weight)
+        model.boundary_stream.exits[0].bias[4:].data.fill_(-2.0)
     return model
 
 
@@ -34,7 +38,19 @@ FRONT_ENDS = [
     {"front_end": "conv", "front_end_layers": 1, "front_end_width": 8, "front_end_squeeze": 3},
     {"front_end": "spectrogram", "front_end_samples": 7, "front_end_window": 33, "front_end_width": 8},
 ]
-CONFIGURATIONS = [{}, {"first_stride": 1}, {"first_stride": 4, "shallow_layers": 2}, *FRONT_ENDS]
+ZOOMED = [
+    {"zoom_layers": 2, "zoom_window": 5, "embedding_stride": 2, "refinement_layers": 0},
+    {
+        "zoom_layers": 1,
+        "zoom_window": 3,
+        "embedding_stride": 4,
+        "first_stride": 4,
+        "shallow_layers": 1,
+        "refinement_layers": 0,
+    },
+    {"zoom_layers": 2, "zoom_window": 5, "refinement_layers": 0, **FRONT_ENDS[0]},
+]
+CONFIGURATIONS = [{}, {"first_stride": 1}, {"first_stride": 4, "shallow_layers": 2}, *FRONT_ENDS, *ZOOMED]
 
 
 @pytest.mark.parametrize("changes", CONFIGURATIONS, ids=str)
@@ -125,12 +141,20 @@ def test_depth_zero_skips_refinement_and_depth_one_runs_all_of_it():
     assert (full.point_features - none.point_features).abs().max() > 1e-3
 
 
-def test_every_parameter_gets_a_gradient():
-    model = build().train()
+@pytest.mark.parametrize("changes", [{}, ZOOMED[0]], ids=str)
+def test_every_parameter_gets_a_gradient(changes):
+    model = build(**changes).train()
     outputs = model(*batch())
     total = sum(
         x.pow(2).sum()
-        for x in (outputs.class_logits, outputs.offsets, outputs.offset_scale, outputs.distance, outputs.distance_scale)
+        for x in (
+            outputs.class_logits,
+            outputs.offsets,
+            outputs.offset_scale,
+            outputs.distance,
+            outputs.distance_scale,
+            *(e.reach for e in outputs.trunk.exits),
+        )
     )
     total.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
@@ -162,6 +186,17 @@ def test_standardisation_is_part_of_the_model():
         ({"boundary_fields": "both"}, "model.boundary_fields = 'both'"),
         ({"drop_path": 1.0}, "model.drop_path = 1.0"),
         ({"input_dim": 0}, "model.input_dim = 0"),
+        ({"embedding_stride": 2}, "model.embedding_stride = 2: expected 1 with a model.front_end, or without"),
+        ({"zoom_layers": 1}, "model.zoom_layers = 1: expected 0 with model.refinement_layers = 2"),
+        (
+            {"embedding_stride": 4, "zoom_layers": 1, "refinement_layers": 0},
+            "model.embedding_stride = 4: expected at most model.first_stride = 2",
+        ),
+        ({"zoom_layers": 1, "boundary_fields": "none"}, "model.zoom_layers = 1: expected 0 with"),
+        (
+            {"zoom_layers": 1, "refinement_layers": 0, "boundary_width": 13},
+            "model.boundary_width = 13: expected a number divisible by",
+        ),
     ],
     ids=str,
 )

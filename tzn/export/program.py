@@ -32,7 +32,9 @@ class ZoomProgram(nn.Module):
         super().__init__()
         self.model = model
         depths = ["depth", "depth_logits"] if model.depth_predictor is not None else []
-        fields = ["distance", "distance_scale"] if model.boundary_head is not None else []
+        if model.boundary_stream is not None:
+            depths = ["depth"]
+        fields = ["distance", "distance_scale"] if model.top_down is not None else []
         self.inputs = ["features", "depth_shift"] if depths else ["features"]
         self.outputs = ["scores", "valid", "position", "stride", "level", "offset", "offset_std", *fields, *depths]
 
@@ -47,7 +49,7 @@ class ZoomProgram(nn.Module):
         found: list[Tensor | None] = [points.scores, points.mask, *points.grid[:3], offset, std]
         if points.fields is not None:
             found += points.fields()
-        if self.model.depth_predictor is not None:
+        if "depth" in self.outputs:
             found += [trunk.depths.tau, trunk.depths.logits]
         return tuple(x for x in found if x is not None)
 

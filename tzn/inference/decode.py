@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,35 @@ from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
+from tzn.errors import ConfigError
+from tzn.models import Localizer, TemporalZoomNetConfig
 from tzn.nn.pyramid import LAPLACE_STD, Points
 from tzn.ops import Crossings
 
 LIMIT_STEPS = 16384  # pre_nms_topk and max_segments hold for every started stretch of this length
+
+
+def dial_of(model: Localizer, config: InferenceConfig) -> Tensor | None:
+    """``depth_shift`` of a model with a boundary stream for ``config.threshold``; None: as trained.
+
+    Raises:
+        ConfigError: a budget for such a model, a threshold for another one.
+    """
+    c = model.config
+    if not isinstance(c, TemporalZoomNetConfig) or c.zoom_layers == 0:
+        if config.threshold is not None:
+            raise ConfigError(
+                f"inference.threshold = {config.threshold:g}: this model has no model.zoom_layers to dial"
+            )
+        return None
+    if config.budget is not None:
+        raise ConfigError(
+            f"inference.budget = {config.budget:g}: this model refines where that pays; turn inference.threshold instead "
+            f"(trained with {c.zoom_threshold:g})"
+        )
+    if config.threshold is None:
+        return None
+    return torch.full((1, 1), math.log(c.zoom_threshold / config.threshold), device=model.feature_mean.device)
 
 
 def limit_for(limit: int, steps: int) -> int:

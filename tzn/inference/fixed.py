@@ -16,7 +16,7 @@ from tzn import ops
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
-from tzn.inference.decode import decode, find_crossings, in_seconds, limit_for, mode_for, rated, rescaled
+from tzn.inference.decode import decode, dial_of, find_crossings, in_seconds, limit_for, mode_for, rated, rescaled
 from tzn.models import Localizer
 
 WARM_UP = 3  # runs before a capture: kernels are compiled, libraries make their handles
@@ -51,7 +51,7 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
     Raises:
         ValueError: mode "pair".
     """
-    points = model.points(features, mask, budget=config.budget)
+    points = model.points(features, mask, budget=config.budget, depth_shift=dial_of(model, config))
     mode = mode_for(points, config)
     if mode == "pair":
         raise ValueError("inference.mode = 'pair': expected 'refine' or 'anchor' for inference of fixed capacity")

@@ -18,6 +18,7 @@ from tzn.errors import LimitWarning
 from tzn.inference.decode import (
     LIMIT_STEPS,
     decode,
+    dial_of,
     find_crossings,
     in_seconds,
     limit_for,
@@ -186,7 +187,7 @@ def _chunks(
         if progress is not None:
             progress(high + (0 if first_pass else (passes - 1) * steps), passes * steps)
 
-    budget, shift = config.budget, None
+    budget, shift = config.budget, dial_of(model, config)
     if budget is not None and passes == 2:
         logits = []
         for low, high, first, last in spans:

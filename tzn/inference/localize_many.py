@@ -13,6 +13,7 @@ from torch import Tensor
 from tzn.config import InferenceConfig
 from tzn.data.grid import TimeGrid
 from tzn.detections import Detections
+from tzn.inference.decode import dial_of
 from tzn.inference.localize import Trace, candidates, suppress_many
 from tzn.models import ActionFormer, Localizer
 from tzn.models.exported import ExportedNetwork
@@ -53,7 +54,7 @@ def _side_by_side(model: Localizer, features: Sequence[Tensor], config: Inferenc
     together = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
     device = together.device
     mask = torch.arange(together.shape[1], device=device) < torch.tensor(lengths, device=device).unsqueeze(1)
-    points = model.points(together, mask, budget=config.budget)
+    points = model.points(together, mask, budget=config.budget, depth_shift=dial_of(model, config))
     return [_points_of(points, row, steps) for row, steps in enumerate(lengths)]
 
 

@@ -25,7 +25,7 @@ from tzn.data.grid import TimeGrid
 from tzn.data.signal import is_number
 from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError, LimitWarning
-from tzn.inference.decode import decode, find_crossings, in_seconds, mode_for, rated, rescaled
+from tzn.inference.decode import decode, dial_of, find_crossings, in_seconds, mode_for, rated, rescaled
 from tzn.inference.localize import WORTH_A_WARNING, Chunk, Selection, alone, select
 from tzn.models import Localizer
 from tzn.reference.nms import EPS
@@ -102,7 +102,9 @@ class StreamLocalizer:
         above = max(config.pre_nms_thresh, float(np.nextafter(np.float32(self._floor), np.float32(0))))
         self.config = dataclasses.replace(config, pre_nms_thresh=above)
         device = model.feature_mean.device
-        self._shift = None if depth_shift is None else torch.full((1, 1), float(depth_shift), device=device)
+        self._shift = dial_of(model, config)
+        if depth_shift is not None:
+            self._shift = torch.full((1, 1), float(depth_shift), device=device)
         self._parts: list[Tensor] = []  # steps from self._first on
         self._first = self._seen = self._done = 0
         self._pending: Selection | None = None  # not decoded; positions in float64 from the recording's start

@@ -28,7 +28,9 @@ class TemporalZoomNetConfig(Checked):
         num_heads: attention heads; must divide ``width``.
         window: odd attention window; a token attends to ``window // 2`` steps on either side.
         mlp_ratio: hidden width of the block MLPs over ``width``.
-        embedding_layers: masked k = 3 convolutions after the per-step input projection.
+        embedding_stride: steps that the embedding puts side by side, so that all but the boundary stream runs at that
+            stride or above; needs ``zoom_layers``.
+        embedding_layers: masked k = 3 convolutions after the input projection.
         shallow_layers: full-depth blocks before the depth predictor (every token runs them).
         refinement_layers: L, the number of variable-depth blocks; 0 switches ATR off.
         first_stride: stride of the finest pyramid level that carries a class and offset head.
@@ -41,6 +43,10 @@ class TemporalZoomNetConfig(Checked):
         boundary_layers: hidden layers of the boundary distance head.
         boundary_width: channels of the boundary distance head.
         boundary_radius: R, distances are clipped to +-R steps.
+        zoom_layers: blocks of the boundary stream, which refines boundary fields at full rate where that pays, in place of
+            the boundary distance head, see :mod:`tzn.nn.zoom`; 0: the head.
+        zoom_window: its attention window.
+        zoom_threshold: Laplace scale in steps above which a boundary is not settled, so that its steps go on.
         front_end: what raw signals pass before the network: "conv" (strided convolutions), "spectrogram" (log-spectrogram
             beside the samples) or "none" (features as they are), see :mod:`tzn.nn.front_end`.
         front_end_samples: consecutive samples in the features of a step, flattened sample by sample; divides ``input_dim``.
@@ -62,6 +68,7 @@ class TemporalZoomNetConfig(Checked):
     num_heads: Count = 4
     window: OddWindow = 19
     mlp_ratio: Positive = 4.0
+    embedding_stride: PowerOfTwo = 1
     embedding_layers: CountOrZero = 1
     shallow_layers: CountOrZero = 1
     refinement_layers: CountOrZero = 3
@@ -82,6 +89,9 @@ class TemporalZoomNetConfig(Checked):
     boundary_layers: CountOrZero = 2
     boundary_width: Count = 256
     boundary_radius: Radius = 8.0
+    zoom_layers: CountOrZero = 0
+    zoom_window: OddWindow = 19
+    zoom_threshold: Positive = 1.0
     front_end: Literal["none", "conv", "spectrogram"] = "none"
     front_end_samples: Count = 1
     front_end_width: Count = 64
@@ -113,6 +123,28 @@ class TemporalZoomNetConfig(Checked):
             "front_end_window", f"model.front_end_samples = {samples} or more by an even number",
         )  # fmt: skip
         self.require(
+            self.first_stride % self.embedding_stride == 0, "embedding_stride",
+            f"at most model.first_stride = {self.first_stride}",
+        )  # fmt: skip
+        self.require(
+            self.zoom_layers == 0 or self.boundary_fields != "none",
+            "zoom_layers",
+            "0 with model.boundary_fields = none",
+        )
+        self.require(
+            self.zoom_layers == 0 or self.refinement_layers == 0, "zoom_layers",
+            f"0 with model.refinement_layers = {self.refinement_layers}: depth goes to the one or to the other",
+        )  # fmt: skip
+        self.require(
+            self.zoom_layers == 0 or self.boundary_width % self.num_heads == 0, "boundary_width",
+            f"a number divisible by model.num_heads = {self.num_heads} with model.zoom_layers",
+        )  # fmt: skip
+        self.require(
+            self.embedding_stride == 1 or (self.front_end == "none" and (self.zoom_layers > 0 or not self.num_fields)),
+            "embedding_stride",
+            "1 with a model.front_end, or without model.zoom_layers",
+        )
+        self.require(
             self.width % self.num_heads == 0, "width", f"a number divisible by model.num_heads = {self.num_heads}"
         )
         self.require(
@@ -124,6 +156,16 @@ class TemporalZoomNetConfig(Checked):
     def feature_dim(self) -> int:
         """Channels of the input features."""
         return self.input_dim
+
+    @property
+    def step_dim(self) -> int:
+        """Channels of a step behind the front end."""
+        return self.input_dim if self.front_end == "none" else self.front_end_width
+
+    @property
+    def num_fields(self) -> int:
+        """Boundary fields: F."""
+        return {"start_end": 2, "region": 1, "none": 0}[self.boundary_fields]
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -44,8 +44,9 @@ class ExportedNetwork(nn.Module):
         self.register_buffer("feature_mean", mean)
         self.register_buffer("feature_std", std)
         self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
-        has_depth = isinstance(config, TemporalZoomNetConfig) and config.refinement_layers > 0
-        self.depth_predictor = self.depth_logits if has_depth else None
+        zoom_net = isinstance(config, TemporalZoomNetConfig)
+        self.depth_predictor = self.depth_logits if zoom_net and config.refinement_layers > 0 else None
+        self.has_dial = zoom_net and config.refinement_layers + config.zoom_layers > 0
 
     def forward(self, features: Tensor, mask: Tensor, depth_shift: Tensor | None = None) -> dict[str, Tensor]:
         """The program's outputs by name. ``features`` ``[1, T, C]``, ``mask`` ``[1, T]``, all True.
@@ -59,7 +60,7 @@ class ExportedNetwork(nn.Module):
         if isinstance(self.config, ActionFormerConfig):
             extra = padded_length(self.config, features.shape[1]) - features.shape[1]
             given = {"features": F.pad(given["features"], (0, 0, 0, extra)), "mask": F.pad(mask, (0, extra))}
-        if self.depth_predictor is not None:
+        if self.has_dial:
             given["depth_shift"] = torch.zeros(1, 1) if depth_shift is None else depth_shift.float()
         return dict(self._run(given))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from tzn.models.config import TemporalZoomNetConfig
 from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift, depth_from_logits
 from tzn.nn.conv import Conv3, ConvTower
 from tzn.nn.front_end import FrontEnd
-from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, flatten_levels, point_grid
+from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, double, flatten_levels, point_grid
+from tzn.nn.zoom import BoundaryStream, Exit, random_depths, training_shift
 
 # Strides; keeps the likelihood bounded where offsets can be exact. Below what models learn: the smallest scale that the
 # pretrained HAPT model gives at any point of four recordings is 0.054.
@@ -37,6 +38,7 @@ class Trunk(NamedTuple):
     boundary_features: Tensor | None  # [B, T, W], None with boundary_fields="none"
     mask: Tensor  # [B, T]
     depths: Depths
+    exits: tuple[Exit, ...] = ()  # of the boundary stream, where there is one
 
 
 class Outputs(NamedTuple):
@@ -76,19 +78,26 @@ class TemporalZoomNet(nn.Module):
         self.shallow = nn.ModuleList(VariableDepthBlock(*block) for _ in range(c.shallow_layers))
         self.refinement = nn.ModuleList(VariableDepthBlock(*block) for _ in range(c.refinement_layers))
         self.depth_predictor = DepthPredictor(c.width) if c.refinement_layers else None
-        levels = {"first_stride": c.first_stride, "num_levels": c.num_levels}
+        levels = {"first_stride": c.first_stride // c.embedding_stride, "num_levels": c.num_levels}
         self.pyramid = Pyramid(
             c.width, c.num_heads, c.window, mlp_ratio=c.pyramid_mlp_ratio, drop_path=c.drop_path, **levels
         )
+        self.training_depth: Literal["learned", "random"] = "learned"
         self.class_head = ConvTower(c.width, c.head_width, c.num_classes, c.head_layers)
         nn.init.constant_(self.class_head.output.bias, -math.log((1 - c.prior_prob) / c.prior_prob))
         self.offset_head = OffsetHead(c)
-        self.top_down = self.boundary_head = None
+        self.top_down = self.boundary_head = self.boundary_stream = None
         if c.boundary_fields != "none":
-            fields = 2 if c.boundary_fields == "start_end" else 1
             self.top_down = TopDown(c.width, c.boundary_width, **levels)
+        if c.zoom_layers:
+            self.boundary_stream = BoundaryStream(
+                c.step_dim, c.boundary_width, c.num_fields, layers=c.zoom_layers, num_heads=c.num_heads,
+                window=c.zoom_window, mlp_ratio=c.mlp_ratio, stem_layers=c.boundary_layers, radius=c.boundary_radius,
+                threshold=c.zoom_threshold,
+            )  # fmt: skip
+        elif c.num_fields:
             self.boundary_head = BoundaryDistanceHead(
-                c.boundary_width, fields, c.boundary_width, c.boundary_layers, c.boundary_radius
+                c.boundary_width, c.num_fields, c.boundary_width, c.boundary_layers, c.boundary_radius
             )
 
     def forward(self, features: Tensor, mask: Tensor, tau: Tensor | None = None) -> Outputs:
@@ -99,7 +108,9 @@ class TemporalZoomNet(nn.Module):
         class_logits = self.class_head(trunk.point_features, trunk.point_mask)
         offsets, offset_scale = self.offset_head(trunk)
         distance = scale = None
-        if self.boundary_head is not None:
+        if trunk.exits:
+            distance, scale, _ = trunk.exits[-1]
+        elif self.boundary_head is not None:
             distance, scale = self.boundary_head(trunk.boundary_features, mask)
         return Outputs(trunk, class_logits, offsets, offset_scale, distance, scale)
 
@@ -118,7 +129,7 @@ class TemporalZoomNet(nn.Module):
             logits.float().sigmoid() * trunk.point_mask.unsqueeze(-1),
             trunk.depths.tau,
             partial(self._offsets, trunk),
-            None if self.boundary_head is None else partial(self._boundary_fields, trunk),
+            None if self.top_down is None else partial(self._boundary_fields, trunk),
         )
 
     def _offsets(self, trunk: Trunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -132,16 +143,19 @@ class TemporalZoomNet(nn.Module):
 
     def _boundary_fields(self, trunk: Trunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         head, features, mask = self.boundary_head, trunk.boundary_features, trunk.mask
-        assert head is not None and features is not None
-        if rows is None:
+        if trunk.exits:  # the stream has run where it pays, whoever asks
+            distance, scale, _ = trunk.exits[-1]
+        elif rows is None:
+            assert head is not None
             distance, scale = head(features, mask)
         else:
+            assert head is not None and features is not None
             packed = torch.stack(head.at(features, mask, rows))
             fields = packed.new_full((2, mask.numel(), packed.shape[2]), float("nan"))
             fields[:, rows] = packed
             distance, scale = fields.unflatten(1, mask.shape).transpose(2, 3)
         if (
-            head.num_fields == 1
+            distance.shape[1] == 1
         ):  # region field: negative inside, so starts are its falling and ends its rising crossings
             distance, scale = torch.cat([-distance, distance], dim=1), scale.expand(-1, 2, -1)
         return distance, scale
@@ -155,34 +169,73 @@ class TemporalZoomNet(nn.Module):
         Args:
             budget: mean depth of each recording to run at; None: as trained.
             depth_shift: ``[B, 1]``, added to the logits of tau; what the budget dial turns, for callers that see only a
-                part of a recording (see :meth:`depth_logits`).
-            tau: ``[B, T]`` in [0, 1], depths given in place of the predictor's; ``budget`` and ``depth_shift`` have no
-                meaning then.
+                part of a recording (see :meth:`depth_logits`). Of a boundary stream: divides its threshold by exp of it.
+            tau: ``[B, T]`` in [0, 1], depths given in place of the predictor's (the boundary stream's, where there is
+                one); ``budget`` and ``depth_shift`` have no meaning then.
+
+        Raises:
+            ValueError: ``budget`` for a model with a boundary stream.
         """
-        x = self._shallow_features(features, mask)
-        depths = self._depths(x, mask, budget, depth_shift, tau)
+        stream = self.boundary_stream
+        if stream is not None and budget is not None:
+            raise ValueError(
+                f"budget = {budget}: this model refines where refinement pays; its dial is inference.threshold"
+            )
+        if self.training and self.training_depth == "random":
+            layers = self.config.zoom_layers or self.config.refinement_layers
+            tau = random_depths(mask.shape[0], mask.shape[1], layers, mask.device)
+        steps = self._steps(features, mask)
+        coarse = mask[:, :: self.config.embedding_stride]
+        x = self._shallow_features(steps, coarse)
+        # A boundary stream spends all depth behind the pyramid.
+        depths = self._depths(x, coarse, budget, depth_shift, None if stream else tau)
         for layer, block in enumerate(self.refinement):
-            x = block(x, mask, depths.gates[..., layer])
-        levels, masks = self.pyramid(x, mask)
+            x = block(x, coarse, depths.gates[..., layer])
+        levels, masks = self.pyramid(x, coarse)
         point_features, point_mask = flatten_levels(levels, masks)
         points = point_grid(
             [level.shape[1] for level in levels], self.config.strides, self.config.regression_ranges, x.device
         )
-        boundary = None if self.top_down is None else self.top_down(x, mask, levels, masks)
-        return Trunk(points, point_features, point_mask, boundary, mask, depths)
+        boundary = None if self.top_down is None else self.top_down(x, coarse, levels, masks)
+        if stream is None:
+            return Trunk(points, point_features, point_mask, boundary, mask, depths)
+        assert boundary is not None
+        gates = None if tau is None else ops.depth_gates(tau, self.config.zoom_layers)
+        if self.training and gates is None and depth_shift is None:
+            depth_shift = training_shift(mask.shape[0], mask.device)
+        zoomed = stream(steps, self._full_rate(boundary, mask), mask, gates=gates, shift=depth_shift)
+        depths = Depths(zoomed.gates.mean(-1), zoomed.gates)
+        return Trunk(points, point_features, point_mask, boundary, mask, depths, zoomed.exits)
 
     def depth_logits(self, features: Tensor, mask: Tensor) -> Tensor:
         """Logits of tau ``[B, T]`` from the shallow part alone, for solving the budget dial."""
         if self.depth_predictor is None:
             raise ValueError("model.refinement_layers = 0: this model has no depth to budget")
-        return self.depth_predictor(self._shallow_features(features, mask))
+        return self.depth_predictor(
+            self._shallow_features(self._steps(features, mask), mask[:, :: self.config.embedding_stride])
+        )
 
-    def _shallow_features(self, features: Tensor, mask: Tensor) -> Tensor:
+    def _steps(self, features: Tensor, mask: Tensor) -> Tensor:
+        """What the network sees of every step, ``[B, T, step_dim]``, zero where padded."""
         standard = (features - self.feature_mean) / self.feature_std
         x = standard * mask.unsqueeze(-1)
-        if self.front_end is not None:
-            x = self.front_end(x, mask)
-        x = self.embedding(x, mask)
+        return x if self.front_end is None else self.front_end(x, mask)
+
+    def _full_rate(self, coarse: Tensor, mask: Tensor) -> Tensor:
+        """Linear interpolation from the embedding's stride to every step."""
+        for pool in reversed(range(self.config.embedding_stride.bit_length() - 1)):
+            valid = mask[:, :: 1 << pool]
+            coarse = double(coarse, valid.shape[1]) * valid.unsqueeze(-1)
+        return coarse
+
+    def _shallow_features(self, steps: Tensor, mask: Tensor) -> Tensor:
+        """``steps`` of :meth:`_steps`; ``mask`` and result at the embedding's stride."""
+        stride = self.config.embedding_stride
+        if stride > 1:
+            steps = (
+                F.pad(steps, (0, 0, 0, mask.shape[1] * stride - steps.shape[1])).unflatten(1, (-1, stride)).flatten(2)
+            )
+        x = self.embedding(steps, mask)
         for block in self.shallow:
             x = block(x, mask)
         return x
@@ -208,17 +261,21 @@ class TemporalZoomNet(nn.Module):
         """Steps on either side of an output that can change it; a multiple of the coarsest stride."""
         c = self.config
         half = c.window // 2
-        reach = 0 if self.front_end is None else self.front_end.radius
-        reach += c.embedding_layers + (c.shallow_layers + c.refinement_layers) * half
+        first = c.embedding_stride
+        reach = first - 1
+        reach += first * (c.embedding_layers + (c.shallow_layers + c.refinement_layers) * half)
         coarsest = c.strides[-1]
-        stride = 1
+        stride = first
         while stride < coarsest:  # pooling reaches one step of the finer level, then a block at the coarser one
             reach += stride
             stride *= 2
             reach += stride * half if stride >= c.first_stride else 0
         heads = (c.head_layers + 1) * coarsest
         boundary = 2 * coarsest + c.boundary_layers + 1  # interpolation down the levels, then the tower
+        if self.boundary_stream is not None:
+            boundary = 2 * coarsest + self.boundary_stream.receptive_radius
         reach += max(heads, boundary)
+        reach += 0 if self.front_end is None else self.front_end.radius
         return -(-reach // coarsest) * coarsest
 
 
@@ -231,7 +288,7 @@ class Embedding(nn.Module):
     def __init__(self, config: TemporalZoomNetConfig) -> None:
         super().__init__()
         width = config.width
-        self.project = nn.Linear(config.input_dim if config.front_end == "none" else config.front_end_width, width)
+        self.project = nn.Linear(config.step_dim * config.embedding_stride, width)
         self.norm = nn.LayerNorm(width)
         self.convs = nn.ModuleList(Conv3(width, width, bias=False) for _ in range(config.embedding_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.embedding_layers))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tzn.nn.zoom import Exit
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -92,3 +96,16 @@ def depth_budget_loss(gates: Tensor, mask: Tensor, target: float) -> Tensor:
     """
     share = (gates.mean(-1) * mask).sum() / mask.sum().clamp(min=1)
     return (share - target).clamp(min=0) ** 2
+
+
+def reach_loss(exits: Sequence[Exit], target: Tensor, mask: Tensor, radius: float) -> Tensor:
+    """Cross-entropy of "a boundary is within the radius", summed over steps and fields, mean over exits.
+
+    Args:
+        exits: of :class:`tzn.nn.zoom.BoundaryStream`.
+        target: ``[B, F, T]`` distances clipped to ``radius``; mask: ``[B, T]``.
+    """
+    near = (target.abs() < radius).float()
+    valid = mask.unsqueeze(1).expand_as(near)
+    each = [F.binary_cross_entropy_with_logits(e.reach[valid], near[valid], reduction="sum") for e in exits]
+    return torch.stack(each).mean()

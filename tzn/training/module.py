@@ -18,7 +18,7 @@ from tzn.detections import Detections
 from tzn.errors import TrainingError
 from tzn.evaluation.report import evaluate
 from tzn.inference.localize import localize_batch
-from tzn.models import ActionFormer, ActionFormerConfig, build_model
+from tzn.models import ActionFormer, ActionFormerConfig, TemporalZoomNet, build_model
 from tzn.models.checkpoint import checkpoint_header
 from tzn.training.distillation import Teacher
 from tzn.training.objective import ActionFormerObjective, Objective
@@ -46,6 +46,8 @@ class LocalizerModule(pl.LightningModule):
         self.config, self.classes, self.teacher, self.data = config, classes, teacher, data
         self.validation_truth = list(validation)
         self.model = build_model(config.model)
+        if isinstance(self.model, TemporalZoomNet):
+            self.model.training_depth = config.training.depth
         kind = ActionFormerObjective if isinstance(config.model, ActionFormerConfig) else Objective
         self.objective = kind(config.model, config.training)  # type: ignore[arg-type]
         self._detections: dict[str, Detections] = {}

@@ -14,7 +14,14 @@ from tzn.config import TrainingConfig
 from tzn.models import ActionFormerConfig, Outputs, TemporalZoomNetConfig
 from tzn.models.actionformer import ActionFormerOutputs
 from tzn.nn.assignment import assign_points
-from tzn.nn.losses import boundary_distance_loss, depth_budget_loss, diou_loss, focal_loss, laplace_loss
+from tzn.nn.losses import (
+    boundary_distance_loss,
+    depth_budget_loss,
+    diou_loss,
+    focal_loss,
+    laplace_loss,
+    reach_loss,
+)
 from tzn.nn.pyramid import PointGrid, flatten_levels, point_grid
 from tzn.training.distillation import distillation_losses
 
@@ -22,6 +29,7 @@ NORM_MOMENTUM = 0.9
 # Nothing but the scale's own layer learns from this loss (what it reads is detached), and AdamW divides by the gradient's
 # size: the weight only sets how much of the clipped gradient norm that layer takes from the others.
 SCALE_WEIGHT = 0.1
+REACH_WEIGHT = 0.3
 
 
 class PointObjective(nn.Module):
@@ -140,15 +148,25 @@ class Objective(PointObjective):
             return outputs.class_logits.new_zeros(())
         c, mask = self.training_config, outputs.trunk.mask
         target = boundary_targets(segments, mask.shape[1], self.model.boundary_radius, self.model.boundary_fields)
-        total, steps = boundary_distance_loss(
-            outputs.distance, outputs.distance_scale, target, self.model.boundary_radius,
-            mask.unsqueeze(1).expand_as(target), kind=c.boundary_loss, slope_weight=c.slope_weight,
-        )  # fmt: skip
-        return total / self.average("step_norm", steps)
+        exits = [(e.distance, e.scale) for e in outputs.trunk.exits] or [(outputs.distance, outputs.distance_scale)]
+        totals = [
+            boundary_distance_loss(
+                distance, scale, target, self.model.boundary_radius, mask.unsqueeze(1).expand_as(target),
+                kind=c.boundary_loss, slope_weight=c.slope_weight,
+            )
+            for distance, scale in exits
+        ]  # fmt: skip
+        norm = self.average("step_norm", totals[0][1])
+        loss = torch.stack([total for total, _ in totals]).mean() / norm
+        if outputs.trunk.exits:
+            loss = (
+                loss + REACH_WEIGHT * reach_loss(outputs.trunk.exits, target, mask, self.model.boundary_radius) / norm
+            )
+        return loss
 
     def _depth_loss(self, outputs: Outputs, progress: float) -> Tensor:
         gates = outputs.trunk.depths.gates
-        if gates.shape[-1] == 0 or self.training_config.target_depth == 1:
+        if gates.shape[-1] == 0 or self.training_config.target_depth == 1 or outputs.trunk.exits:
             return outputs.class_logits.new_zeros(())
         c = self.training_config
         done = min(progress / c.depth_warmup, 1.0) if c.depth_warmup else 1.0

@@ -1,0 +1,149 @@
+"""Networks of the study on real data, one planned recipe per set and the same steps for all, and what is scored of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.evidence.zoom.policies import Example, examples, policies, under
+from benchmarks.lib.ranks import rank_correlation
+from benchmarks.lib.runs import TIOU, scored, trained
+from tzn.config import EvaluationConfig, ExperimentConfig
+from tzn.config_loading import override_config
+from tzn.inference.evaluate_checkpoint import CheckpointEvaluation
+from tzn.models.checkpoint import LoadedCheckpoint
+from tzn.planning.fingerprint import read_fingerprint
+from tzn.planning.plan import USED, Cost, Rules, make_plan
+
+SETS = ("hapt", "ludb", "gtea", "eye_lund2013", "sfinge3d", "sp_sw_har", "gesture_phase")
+STEPS, WIDTH, LAYERS = 400, 64, 4
+# Where the plan starts its pyramid at full rate, the zoomed network's coarse part still runs at a quarter of it.
+COARSEST_START = 4
+BUDGETS = (0.1, 0.25, 0.5)
+THRESHOLDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+UNIFORM = (0, 1, 2, 3, 4)  # blocks for every step
+DIAL = (0.02, 0.1, 0.25, 0.5, 1.0)
+NEAREST = 0.15  # share of steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training. ``network``: "zoom", "atr" or "actionformer"; ``depth`` "random" trains every step at its own."""
+
+    data: str
+    network: str
+    seed: int
+    width: int = WIDTH
+    depth: str = "learned"
+
+    @property
+    def key(self) -> str:
+        return f"{self.data}/{self.network}/{self.depth}/{self.width}/{self.seed}"
+
+
+@functools.cache
+def planned(folder: Path, model: str, width: int) -> ExperimentConfig:
+    """What ``tzn init`` plans for a data set when a budget allows :data:`STEPS` steps of a network ``width`` wide."""
+    minutes = 1.0
+    plan = make_plan(
+        read_fingerprint(folder, progress=False), model=model, minutes=minutes,  # type: ignore[arg-type]
+        rules=Rules(width=width, least_share=0.0), measure=lambda _: Cost(60 * minutes * USED / STEPS, 0.0),
+    )  # fmt: skip
+    plan.set("data", "validation", (), "scored on the test recordings; nothing is chosen by them")
+    plan.set("training", "patience", 0, "equal steps")
+    plan.set("training", "validate_every", 0, "nothing is held out")
+    return dataclasses.replace(plan.config(), evaluation=EvaluationConfig(tiou=TIOU))
+
+
+def config_of(folder: Path, job: Job) -> ExperimentConfig:
+    config = planned(folder, "actionformer" if job.network == "actionformer" else "tzn", job.width)
+    changes = [f"training.seed={job.seed}"]
+    if job.network != "actionformer":
+        changes.append(f"training.depth={job.depth}")
+    if job.network == "zoom":
+        model = config.model
+        stride, ranges = model.first_stride, list(model.regression_ranges)  # type: ignore[union-attr]
+        while stride < COARSEST_START and len(ranges) > 1:  # the next level answers for the finer one's segments too
+            stride, ranges = 2 * stride, [(ranges[0][0], ranges[1][1]), *ranges[2:]]
+        changes += [
+            "model.refinement_layers=0", f"model.first_stride={stride}", f"model.embedding_stride={stride}",
+            f"model.num_levels={len(ranges)}", f"model.regression_ranges={[list(r) for r in ranges]}",
+            f"model.zoom_layers={LAYERS}", "training.target_depth=1",
+        ]  # fmt: skip
+    return override_config(config, changes)
+
+
+def point(label: str, evaluation: CheckpointEvaluation, found: list[Example] | None = None) -> dict[str, Any]:
+    """mAP (percent) by tIoU, median boundary errors in seconds, 1e9 multiply-adds and seconds per recording, mean depth."""
+    errors = evaluation.report.errors["overall"]
+    content: dict[str, Any] = {
+        "label": label, "mAP": [round(100 * float(x), 3) for x in evaluation.report.score.mAP],
+        "start": errors["start"]["median"], "end": errors["end"]["median"], "gmac": evaluation.gmac,
+        "seconds": evaluation.seconds, "depth": evaluation.mean_depth,
+    }  # fmt: skip
+    if found is not None and evaluation.mean_depth > 0:
+        depth = np.concatenate([t["depth"] for t in evaluation.traces.values()])
+        apart = torch.cat([e.apart for e in found]).numpy()
+        nearest = np.argsort(apart, kind="stable")[: round(NEAREST * len(apart))]
+        content["share_nearest"] = float(depth[nearest].sum() / depth.sum())
+        content["rank_with_nearness"] = rank_correlation(depth, -apart)
+    return content
+
+
+def run(job: Job, root: Path, runs: Path) -> dict[str, Any]:
+    """Train and score."""
+    folder, out = root / job.data, runs / job.key.replace("/", "_")
+    begin = time.process_time()
+    checkpoint = trained(config_of(folder, job), folder, out, job.seed)
+    minutes = (time.process_time() - begin) / 60
+    content: dict[str, Any] = {"minutes": minutes, "points": score(job, checkpoint, folder)}
+    if job.depth == "random":
+        content["exits"] = exits(checkpoint, folder)
+    shutil.rmtree(out)
+    return content
+
+
+def exits(checkpoint: LoadedCheckpoint, folder: Path) -> list[float]:
+    """Boundary loss in nats per step within the radius, by number of blocks."""
+    found = examples(checkpoint, folder)
+    losses, apart = torch.cat([e.losses for e in found], 1), torch.cat([e.apart for e in found])
+    return [float(x[apart < checkpoint.model.config.boundary_radius].mean()) for x in losses]  # type: ignore[union-attr]
+
+
+def score(job: Job, checkpoint: LoadedCheckpoint, folder: Path) -> list[dict[str, Any]]:
+    if job.network == "actionformer":
+        return [point("actionformer", scored(checkpoint, folder))]
+    found = examples(checkpoint, folder)
+    known = policies(found, job.seed)
+    points = []
+
+    def given(label: str, name: str, depth: float) -> None:
+        points.append(point(label, under(checkpoint, folder, found, known[name](depth))))
+
+    for blocks in UNIFORM:
+        given(f"uniform {blocks}", "uniform", blocks / LAYERS)
+    for budget in BUDGETS:
+        given(f"random {budget:g}", "random", budget)
+        if job.depth == "random":
+            given(f"uniform at {budget:g}", "uniform", budget)
+            given(f"oracle {budget:g}", "oracle gain", budget)
+            given(f"near {budget:g}", "near true boundaries", budget)
+    if job.depth == "random":
+        return points
+    if job.network == "zoom":
+        for threshold in THRESHOLDS:
+            points.append(
+                point(f"zoom {threshold:g}", under(checkpoint, folder, found, None, threshold=threshold), found)
+            )
+    else:
+        points.append(point("as trained", under(checkpoint, folder, found, None), found))
+        for budget in DIAL:
+            points.append(point(f"dial {budget:g}", under(checkpoint, folder, found, None, budget=budget), found))
+    return points

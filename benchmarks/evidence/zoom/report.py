@@ -1,0 +1,2 @@
+def write(content, out):
+    raise NotImplementedError

@@ -1,0 +1,145 @@
+"""The boundary stream: what runs where, and that it is one continuous function."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tzn import ops
+from tzn.nn.losses import reach_loss
+from tzn.nn.zoom import BoundaryStream, Exit, random_depths, training_shift
+
+WIDTH, STEPS, LAYERS = 16, 67, 3
+
+
+def build(layers: int = LAYERS, fields: int = 2) -> BoundaryStream:
+    torch.manual_seed(0)
+    stream = BoundaryStream(
+        5, WIDTH, fields, layers=layers, num_heads=2, window=7, mlp_ratio=2.0, stem_layers=1, radius=6.0, threshold=1.0
+    )
+    for exit_ in stream.exits:
+        torch.nn.init.normal_(exit_.weight, std=0.6)
+    return stream.double().eval()
+
+
+def inputs(batch: int = 2, steps: int = STEPS):
+    torch.manual_seed(1)
+    mask = torch.arange(steps)[None] < torch.tensor([steps, max(steps - 20, 1)])[:batch, None]
+    x = torch.randn(batch, steps, 5, dtype=torch.float64) * mask.unsqueeze(-1)
+    context = torch.randn(batch, steps, WIDTH, dtype=torch.float64) * mask.unsqueeze(-1)
+    return x, context, mask
+
+
+def test_a_step_that_no_block_ran_on_keeps_the_first_guess_and_one_that_all_ran_on_has_the_last():
+    stream, (x, context, mask) = build(), inputs()
+    tau = torch.rand(mask.shape).round()
+    zoomed = stream(x, context, mask, gates=ops.depth_gates(tau, LAYERS))
+    skipped = (tau == 0) & mask
+    for name in Exit._fields:
+        first, last = (getattr(e, name).transpose(1, 2) for e in (zoomed.exits[0], zoomed.exits[-1]))
+        torch.testing.assert_close(last[skipped], first[skipped], rtol=0, atol=0)
+        assert ((last - first)[(tau == 1) & mask].abs() > 1e-6).all()
+
+
+def test_exits_of_full_depth_are_those_of_shallower_streams():
+    """What makes one pass at full depth enough to know what every uniform depth would have said."""
+    stream, (x, context, mask) = build(), inputs()
+    full = stream(x, context, mask, gates=torch.ones(*mask.shape, LAYERS))
+    for blocks in range(LAYERS + 1):
+        gates = ops.depth_gates(torch.full(mask.shape, blocks / LAYERS), LAYERS)
+        alone = stream(x, context, mask, gates=gates).exits[-1]
+        torch.testing.assert_close(alone.distance, full.exits[blocks].distance)
+
+
+def test_who_stops_stays_stopped_and_padding_never_runs():
+    stream, (x, context, mask) = build(), inputs()
+    gates = stream(x, context, mask).gates
+    assert (gates.diff(dim=-1) <= 0).all()
+    assert (gates[~mask] == 0).all()
+    share = float((gates[mask] > 0).float().mean())
+    assert 0.1 < share < 0.97  # else nothing was tested
+
+
+def test_activity_is_reach_times_unsettledness():
+    stream = build(fields=1)
+    logit = torch.logit(torch.tensor([0.05, 0.2, 0.5, 0.99, 0.99, 0.99]))[None, None]
+    scale = torch.tensor([4.0, 4.0, 4.0, 0.4, 1.0, 2.0])[None, None]
+    activity = stream.activity(Exit(torch.zeros_like(scale), scale, logit))
+    # Out of reach; half within; within; settled; at the threshold; unsettled. Ramps: 0.1 to 0.3, half to twice.
+    torch.testing.assert_close(activity[0], torch.tensor([0.0, 0.5, 1.0, 0.0, 0.5, 1.0]))
+    # A shift of log f divides the threshold by f.
+    shifted = stream.activity(Exit(torch.zeros_like(scale), scale, logit), torch.tensor([[math.log(2.0)]]))
+    torch.testing.assert_close(shifted[0, 3:], torch.tensor([0.339036, 1.0, 1.0]), rtol=1e-4, atol=0)
+
+
+def test_the_dial_is_monotone_from_nothing_to_everything_within_reach():
+    stream, (x, context, mask) = build(), inputs()
+    shifts = [-math.inf, -2.0, -0.5, 0.0, 0.5, 2.0, math.inf]
+    depth = [float(stream(x, context, mask, shift=torch.full((2, 1), s)).gates[..., 0].sum()) for s in shifts]
+    assert depth[0] == 0 and all(a <= b for a, b in zip(depth, depth[1:], strict=False)) and depth[-1] > depth[2] > 0
+
+
+def test_the_stream_is_continuous():
+    """Twice as near an input, about twice as near an output, across steps that switch on and off."""
+    stream, (x, context, mask) = build(), inputs()
+    direction = torch.randn_like(x) * mask.unsqueeze(-1)
+    base = stream(x, context, mask)
+    moved = []
+    for size in (1e-4, 1e-6, 1e-8):
+        other = stream(x + size * direction, context, mask)
+        moved.append(float((other.exits[-1].distance - base.exits[-1].distance).abs().max()))
+    assert moved[0] > moved[1] > moved[2] and moved[2] < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 67])
+def test_padding_and_neighbours_in_the_batch_do_not_matter(steps):
+    stream, (x, context, mask) = build(), inputs(steps=steps)
+    together = stream(x, context, mask)
+    length = int(mask[1].sum())
+    alone = stream(x[1:, :length], context[1:, :length], mask[1:, :length])
+    for name in Exit._fields:
+        torch.testing.assert_close(
+            getattr(together.exits[-1], name)[1:, :, :length], getattr(alone.exits[-1], name), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_no_gradient_asks_for_more_depth_and_every_weight_learns():
+    stream, (x, context, mask) = build().train(), inputs()
+    zoomed = stream(x, context, mask, shift=training_shift(2, mask.device))
+    assert not zoomed.gates.requires_grad
+    target = torch.randn(2, 2, STEPS).clamp(-6, 6)
+    loss = sum((e.distance - target).abs().sum() + e.scale.sum() for e in zoomed.exits)
+    (loss + reach_loss(zoomed.exits, target, mask, 6.0)).backward()
+    assert [name for name, p in stream.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_reach_loss_is_the_cross_entropy_of_being_near():
+    logit = torch.tensor([[[2.0, -1.0, 0.5, 9.0]]])
+    target, mask = torch.tensor([[[1.0, -6.0, 5.9, 0.0]]]), torch.tensor([[True, True, True, False]])
+    exits = [Exit(torch.zeros_like(logit), torch.ones_like(logit), logit)] * 2
+    wanted = math.log1p(math.exp(-2.0)) + math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-0.5))
+    assert float(reach_loss(exits, target, mask, 6.0)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_random_depths_are_stretches_of_all_depths():
+    torch.manual_seed(0)
+    tau = random_depths(64, 256, LAYERS, torch.device("cpu"))
+    assert set((tau * LAYERS).round().int().flatten().tolist()) == set(range(LAYERS + 1))
+    changes = (tau.diff(dim=1) != 0).float().mean(1)
+    assert changes.min() < 0.02 and changes.max() > 0.3
+
+
+def test_without_blocks_the_first_guess_is_all():
+    stream, (x, context, mask) = build(layers=0), inputs()
+    zoomed = stream(x, context, mask)
+    assert len(zoomed.exits) == 1 and zoomed.gates.shape == (2, STEPS, 0)
+
+
+def test_an_empty_batch():
+    stream = build()
+    zoomed = stream(
+        torch.zeros(0, 9, 5).double(), torch.zeros(0, 9, WIDTH).double(), torch.ones(0, 9, dtype=torch.bool)
+    )
+    assert zoomed.exits[-1].distance.shape == (0, 2, 9)
