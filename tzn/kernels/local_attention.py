@@ -34,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype
-from tzn.kernels._launch import accumulator, block_width, launch, precision
+from tzn.kernels._launch import accumulator, block_width, launch, on_its_device, precision
 from tzn.kernels.active_tokens import TokenLists, compact
 from tzn.reference.local_attention import over_residues, packed_times
 
@@ -211,6 +211,7 @@ def heads_and_width(x: Tensor) -> tuple[int, int]:
     return (x.shape[1], x.shape[3]) if x.dim() == 4 else (x.shape[1], x.shape[2])
 
 
+@on_its_device
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lists: TokenLists | None, steps: int, window: int, out: Tensor,
     time: Tensor | None = None,
@@ -365,6 +366,7 @@ def attention_backward_keys_kernel(
     store_rows(dv_ptr, stride_eb, stride_eh, stride_et, head, k_token, k_row, k_live, steps, dv, PACKED, D, BLOCK_D)
 
 
+@on_its_device
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, stats: Tensor,
     lists: TokenLists | None, steps: int, window: int, dq: Tensor, dk: Tensor, dv: Tensor,
@@ -430,6 +432,7 @@ def _layout(
     return dense, None if query_mask is None else query_mask.unsqueeze(0), time
 
 
+@on_its_device
 def forward(
     q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None, bias: Tensor | None,
     dilation: int, cu_seqlens: Tensor | None, out: Tensor,
@@ -448,6 +451,7 @@ def forward(
     return over_residues(dilation, of_class, rows, [mask, query_mask])
 
 
+@on_its_device
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None,
     bias: Tensor | None, dilation: int, cu_seqlens: Tensor | None, out: Tensor, saved: list[Tensor],
