@@ -104,6 +104,7 @@ class Stage:
             if self.expired():
                 break
             self.groups[name] = "begun"
+            self._write()  # should the process end here, the next one does not begin the same group again
             for number, case in enumerate(cases):
                 if self.expired():
                     break
