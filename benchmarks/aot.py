@@ -1,11 +1,11 @@
 """Compiles every Triton kernel for GPUs that are not here and prints what each takes: ``make aot``.
 
-usage: python -m benchmarks.aot [--all] [--out FILE.json] [--processes 2]
+usage: python -m benchmarks.aot [--all] [--only GROUP]... [--architecture 90]... [--out FILE.json] [--processes 2]
 
-For sm_80, sm_90 and sm_100 to cubin, at the shapes of the THUMOS configuration (T = 2304, width 512, window 19). By default the
-main configurations: bfloat16 and float32, 64 and 128 channels per head. ``--all`` (or TZN_AOT=all): float16 too, and 32
-and 256 channels. Columns: registers per thread, instructions that spill, shared memory in KB, tensor-core instructions, and
-how many of the loads from global memory are 128 bits wide.
+For sm_80, sm_90 and sm_100 to cubin, at the shapes of the THUMOS configuration (T = 2304, width 512, window 19; blocks also
+with the tiles of long batches). By default the main configurations: bfloat16 and float32, 64 and 128 channels per head.
+``--all`` (or TZN_AOT=all): float16 too, and 32 and 256 channels. Columns: registers per thread, instructions that spill, shared
+memory in KB, tensor-core instructions, and how many of the loads from global memory are 128 bits wide.
 
 It fails where a main configuration spills, or where a product of matrices is not on tensor cores (HGMMA on sm_90 and
 UTC*MMA on sm_100 where the tile is large enough for them, HMMA elsewhere). Nothing is run, so nothing is timed.
@@ -19,7 +19,8 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -55,17 +56,23 @@ def attention(dtype: torch.dtype, width: int) -> None:
         attention_backward(grad, q, k, v, bias, grad, stats, chosen, STEPS, WINDOW, dq, dk, dv, moments)
 
 
-def block(dtype: torch.dtype, width: int) -> None:
-    """Forward and backward; with 16-bit weights x is float32, as under autocast."""
+def block(dtype: torch.dtype, width: int, batch: int = 1) -> None:
+    """Forward and backward; with 16-bit weights x is also float32, as under autocast."""
     from tzn.kernels import variable_depth_block as kernels
     from tzn.nn import VariableDepthBlock
 
     weights = list(VariableDepthBlock(WIDTH, WIDTH // width, WINDOW, HIDDEN / WIDTH).weights())
     given = [w.detach().to(dtype) for w in weights]
-    gate = torch.ones(1, STEPS)
-    for x in {dtype: torch.zeros(1, STEPS, WIDTH, dtype=dtype), torch.float32: torch.zeros(1, STEPS, WIDTH)}.values():
+    gate = torch.ones(batch, STEPS)
+    for kind in dict.fromkeys((dtype, torch.float32)):
+        x = torch.zeros(batch, STEPS, WIDTH, dtype=kind)
         out, saved = kernels.forward(x, gate, given, gate > 0, keep=True)
         kernels.backward(out, x, gate, given, saved)
+
+
+def long_block(dtype: torch.dtype, width: int) -> None:
+    """More rows than the tiles of short recordings are for."""
+    block(dtype, width, batch=2)
 
 
 def decoding(dtype: torch.dtype, width: int) -> None:
@@ -86,19 +93,25 @@ def decoding(dtype: torch.dtype, width: int) -> None:
     pair_segments.pair_scores((ends[0], ends[2]), (ends[0], ends[2]), scores[:, :STEPS], 16)
 
 
-GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {"attention": attention, "block": block, "decoding": decoding}
+GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {
+    "block": block, "long_block": long_block, "attention": attention, "decoding": decoding,
+}  # fmt: skip
 
 
-def tasks(everything: bool) -> Iterator[Task]:
+def tasks(everything: bool, groups: Sequence[str], architectures: Sequence[int]) -> Iterator[Task]:
     """The longest first, so that processes end together."""
-    for capability in ARCHITECTURES:
+    for capability in architectures:
+        found: list[Task] = []
         for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
-            yield capability, "block", dtype, 128
+            found.append((capability, "block", dtype, 128))
+            if dtype != "float32":  # has the same tiles for any number of rows
+                found.append((capability, "long_block", dtype, 128))
         for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
             for width in ALL_WIDTHS if everything else MAIN_WIDTHS:
                 if everything or (dtype, width) != ("float32", 128):  # the block has that one
-                    yield capability, "attention", dtype, width
-        yield capability, "decoding", "float32", 0
+                    found.append((capability, "attention", dtype, width))
+        found.append((capability, "decoding", "float32", 0))
+        yield from (task for task in found if task[1] in groups)
 
 
 def compile_task(task: Task) -> list[dict[str, object]]:
@@ -143,6 +156,8 @@ def table_of(rows: list[dict[str, object]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", default=os.environ.get("TZN_AOT") == "all")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="default: every group")
+    parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, action="append", help="default: all three")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
@@ -150,7 +165,10 @@ def main() -> int:
         parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled")
     begin = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        parts = pool.imap_unordered(compile_task, tasks(arguments.all))
+        parts = pool.imap_unordered(
+            compile_task,
+            tasks(arguments.all, arguments.only or tuple(GROUPS), arguments.architecture or ARCHITECTURES),
+        )
         rows = [row for part in parts for row in part]
     rows.sort(key=lambda r: (int(str(r["architecture"])[3:]), str(r["kernel"]), str(r["variant"])))
     print(table_of(rows))
@@ -158,7 +176,11 @@ def main() -> int:
         with atomic_write(arguments.out) as file:
             json.dump(rows, file, indent=1)
     wrong = faults(rows)
-    print(f"\n{len(rows)} variants compiled in {time.perf_counter() - begin:.0f} s, {len(wrong)} faults")
+    spilling = sum(bool(row["spills"]) for row in rows)
+    print(
+        f"\ntriton {metadata.version('triton')}: {len(rows)} variants compiled in {time.perf_counter() - begin:.0f} s, "
+        f"{spilling} of them spill, {len(wrong)} faults"
+    )
     print("\n".join(wrong))
     return 1 if wrong else 0
 

@@ -212,7 +212,7 @@ def norm_qkv(
             D=width, ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, x.device)
+    launch("norm_qkv", dtype, number, run, x.device, rows=x.dtype)
     return q, kv
 
 
@@ -233,7 +233,7 @@ def norm_up(
             ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, y.device)
+    launch("norm_up", dtype, number, run, y.device, rows=y.dtype)
     return hidden, before
 
 
@@ -256,7 +256,7 @@ def gated_residual(
             ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, a.device)
+    launch("down_projection" if scatter else "output_projection", dtype, number, run, a.device)
 
 
 @triton.jit
@@ -325,7 +325,7 @@ def branch_gradient(
             ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("branch_gradient", dtype, number, run, grad.device)
+    launch("down_gradient" if through_gelu else "output_gradient", dtype, number, run, grad.device)
     return out, shares[0]
 
 
@@ -360,7 +360,7 @@ def linear_gradient(grad: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
             grad, weight, out, counts, N=width, K=depth, ACC=acc.triton, PRECISION=precision(dtype), **config
         )
 
-    launch("linear", dtype, number, run, grad.device)
+    launch("linear_gradient", dtype, number, run, grad.device)
     return out
 
 
@@ -405,7 +405,7 @@ def qkv_gradient(dq: Tensor, dkv: Tensor, query_weight: Tensor, key_value_weight
             D=width, ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, dq.device)
+    launch("qkv_gradient", dtype, number, run, dq.device)
     return out
 
 

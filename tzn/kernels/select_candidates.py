@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.kernels._launch import on_its_device
+
 CHUNK = 4096
 
 
@@ -108,6 +110,7 @@ def level_order(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     return order, torch.searchsorted(level[order], edges)
 
 
+@on_its_device
 def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_score: float, topk: int) -> CandidateTable:
     """The best ``topk`` entries above ``min_score`` of each level of ``scores`` ``[R, P, C]`` float32.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype, adjacent
+from tzn.kernels._launch import on_its_device
 from tzn.kernels._layer_norm import Statistics, copy_idle_rows, gate_gradient, layer_norm_backward, row_statistics
 from tzn.kernels._linear import (
     Linear,
@@ -80,6 +81,7 @@ def _heads(kv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return kv[:, :width].view(number, heads, -1), kv[:, width:].view(number, heads, -1)
 
 
+@on_its_device
 def forward(
     x: Tensor, gate: Tensor | None, given: list[Tensor], mask: Tensor | None, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
@@ -111,6 +113,7 @@ def forward(
     return out.view(batch, steps, width), list(saved) if keep else []
 
 
+@on_its_device
 def backward(grad: Tensor, x: Tensor, gate: Tensor | None, given: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
     """Gradients of x, gate if there is one, and the 15 weights in their order."""
     weights, saved, x = _grouped(given), Saved(*kept), adjacent(x)
