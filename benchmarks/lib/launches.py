@@ -50,6 +50,11 @@ def stored(x: Tensor) -> int:
     return elements * x.element_size()
 
 
+def suppression_threads(number: int) -> int:
+    """As ``csrc/cuda/nms.cu`` chooses them."""
+    return 1024 if number > 4096 else 256 if number > 256 else 64
+
+
 def sorts(arguments: tuple[Any, ...]) -> int:
     """Kernels of a sort with indices: copy, indices, and one block a row, or a radix sort: histogram, scan, four passes."""
     x = arguments[0]
@@ -109,7 +114,12 @@ class _Recorder(TorchDispatchMode):
         index, score = (scores.new_empty(shape, dtype=dtype) for dtype in (torch.int32, torch.float32))
         made = scores.new_empty(shape[:2], dtype=torch.int32)
         if index.numel():
-            self.found.append(Launch("nvcc", "suppress_groups", (*given, index, score, made), {"groups": groups}))
+            number = scores.shape[1]
+            numbers = {
+                "programs": scores.shape[0] * groups, "number": number, "capacity": capacity,
+                "threads": suppression_threads(number),
+            }  # fmt: skip
+            self.found.append(Launch("nvcc", "suppress_groups", (*given, index, score, made), numbers))
         return index, score, made
 
 

@@ -367,7 +367,7 @@ def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty(batch, half, width, dtype=x.dtype, device=x.device)
     out_mask = torch.empty(batch, half, dtype=torch.uint8, device=x.device)
     if batch * half:
-        halve_kernel[(triton.cdiv(batch * half, ROWS),)](
+        halve_kernel[(triton.cdiv(batch * half, 2),)](
             x, _bytes(mask), out, out_mask, batch * half, steps, half, D=width, BLOCK_D=triton.next_power_of_2(width),
             ROWS=ROWS,
         )  # fmt: skip
