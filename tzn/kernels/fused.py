@@ -29,6 +29,7 @@ from tzn.kernels._launch import accumulator, block_width, launch, precision
 from tzn.kernels._linear import weight_tile
 
 ROWS = 4
+POOLED = 2  # rows of a program that pools; with four sm_80 spilled two registers (triton 3.9)
 WIDEST_NORM = 256  # channels that a tile of whole rows holds without spilling
 TILE = 1024
 
@@ -367,9 +368,9 @@ def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty(batch, half, width, dtype=x.dtype, device=x.device)
     out_mask = torch.empty(batch, half, dtype=torch.uint8, device=x.device)
     if batch * half:
-        halve_kernel[(triton.cdiv(batch * half, 2),)](
+        halve_kernel[(triton.cdiv(batch * half, POOLED),)](
             x, _bytes(mask), out, out_mask, batch * half, steps, half, D=width, BLOCK_D=triton.next_power_of_2(width),
-            ROWS=ROWS,
+            ROWS=POOLED,
         )  # fmt: skip
     return out, out_mask.view(torch.bool)
 

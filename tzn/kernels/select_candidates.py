@@ -23,7 +23,7 @@ from torch import Tensor
 
 CHUNK = 4096
 HIGH, LAST = tl.constexpr(2048), tl.constexpr(1024)  # values of the first two digits, and of the third
-RANKED = 128  # packed values whose places a program finds, and with which it compares at a time
+RANKED, COMPARED = 128, 16  # packed values whose places a program finds, and with how many it compares at a time
 ENTRY_BITS = tl.constexpr(31)
 
 
@@ -149,7 +149,7 @@ def write_kernel(
 @triton.jit
 def rank_kernel(
     scores_ptr, order_ptr, bounds_ptr, packed_ptr, written_ptr, point_ptr, label_ptr, score_ptr, count_ptr,
-    points, classes, topk, RANKED: tl.constexpr,
+    points, classes, topk, RANKED: tl.constexpr, COMPARED: tl.constexpr,
 ):  # fmt: skip
     level = tl.program_id(1)
     recording = tl.program_id(2)
@@ -162,8 +162,8 @@ def rank_kernel(
     out = row * topk
     if tl.program_id(0) * RANKED < number:
         rank = tl.zeros([RANKED], tl.int32)
-        for begin in range(0, number, RANKED):
-            other = begin + tl.arange(0, RANKED)
+        for begin in range(0, number, COMPARED):
+            other = begin + tl.arange(0, COMPARED)
             theirs = tl.load(packed + other, mask=other < number, other=-1)
             rank += tl.sum((theirs[None, :] > mine[:, None]).to(tl.int32), 1)
         entry = (2147483647 - (mine & 2147483647)).to(tl.int32)
@@ -219,6 +219,7 @@ def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_scor
         num_warps=8,
     )  # fmt: skip
     rank_kernel[(triton.cdiv(topk, RANKED), levels, recordings)](
-        scores, order, bounds, packed, written, point, label, score, count, points, classes, topk, RANKED=RANKED
-    )
+        scores, order, bounds, packed, written, point, label, score, count, points, classes, topk, RANKED=RANKED,
+        COMPARED=COMPARED,
+    )  # fmt: skip
     return CandidateTable(point, label, score, count)
