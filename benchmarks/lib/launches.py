@@ -50,9 +50,9 @@ def stored(x: Tensor) -> int:
     return elements * x.element_size()
 
 
-def suppression_threads(number: int) -> int:
+def suppression_threads(number: int, groups: int) -> int:
     """As ``csrc/cuda/nms.cu`` chooses them."""
-    return 1024 if number > 4096 else 256 if number > 256 else 64
+    return 1024 if number // groups > 4096 else 256 if number > 256 else 64
 
 
 def sorts(arguments: tuple[Any, ...]) -> int:
@@ -117,7 +117,7 @@ class _Recorder(TorchDispatchMode):
             number = scores.shape[1]
             numbers = {
                 "programs": scores.shape[0] * groups, "number": number, "capacity": capacity,
-                "threads": suppression_threads(number),
+                "threads": suppression_threads(number, groups),
             }  # fmt: skip
             self.found.append(Launch("nvcc", "suppress_groups", (*given, index, score, made), numbers))
         return index, score, made

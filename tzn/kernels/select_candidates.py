@@ -5,7 +5,7 @@ A score's bits, made to compare as the scores do, are 32-bit keys; the topk-th h
     histogram   x 3   how many keys above ``min_score`` have each value of 11, 11 and 10 bits, among those that agree with
                       the digits found so far; every program adds its chunk's counts to the level's (integers: the sum does
                       not depend on who comes first). Digits are found again by every program from finished histograms
-    write       x 1   what is above the threshold, and the first of the input among those at it: the last histogram also
+    take        x 1   what is above the threshold, and the first of the input among those at it: the last histogram also
                       exists per chunk, which says how many come before. Packed (key, entry), in any order
     rank        x 1   packed values are all different: a value's place is how many are larger, which any program can count
 
@@ -110,7 +110,7 @@ def histogram_kernel(
 
 
 @triton.jit
-def write_kernel(
+def take_kernel(
     scores_ptr, order_ptr, bounds_ptr, first_ptr, second_ptr, third_ptr, parts_ptr, packed_ptr, written_ptr,
     points, classes, topk, min_score, CHUNK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -214,7 +214,7 @@ def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_scor
         histogram_kernel[grid](
             scores, order, bounds, *tables, parts, points, classes, topk, min_score, DIGIT=digit, CHUNK=CHUNK, num_warps=8
         )
-    write_kernel[grid](
+    take_kernel[grid](
         scores, order, bounds, *tables, parts, packed, written, points, classes, topk, min_score, CHUNK=CHUNK, PARTS=128,
         num_warps=8,
     )  # fmt: skip
