@@ -8,10 +8,11 @@ would launch is recorded (``benchmarks/lib/launches.py`` says what counts) and e
 
     bytes      every tensor that a launch is given, once; every token active, every place of a capacity used
     floor      the larger of bytes / bandwidth and operations / matrix peak, of the data sheet
-    expected   floor on the multiprocessors that the grid fills, plus LAUNCH, plus CHAIN for every wave and every step of a
-               kernel that goes serially through its work (steps: ``STEPS``)
+    expected   floor on the multiprocessors that the grid fills, plus LAUNCH, plus CHAIN for every wave, plus what kernels that
+               go serially through their work need for that (``SERIAL``)
 
-LAUNCH and CHAIN are assumptions, as are the data sheets' peaks; ``benchmarks/run_gpu.sh`` measures what they should be.
+LAUNCH, CHAIN, LOOP and PICK are assumptions, as are the data sheets' peaks; ``benchmarks/run_gpu.sh`` measures what they
+should be.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tzn.files import atomic_write
 CAPABILITY = 90
 LAUNCH = 1.0  # µs from the end of a node of a CUDA graph to the start of the next that depends on it: assumed
 CHAIN = 1.5  # µs of latency: a load from L2, work on it, a barrier or a store: assumed
+LOOP = 0.05  # µs of an iteration whose loads come out of L1 and overlap with those of the next: assumed
+PICK = 0.3  # µs of a pick of suppression: a loop over shared memory, two reductions of a warp, a barrier: assumed
 SHAPES = ((1, 2304), (1, 9216), (1, 18432), (8, 2304))
 
 
@@ -57,7 +60,7 @@ class Cost(NamedTuple):
     spills: int
     bytes: int
     operations: float  # of matrix products, two per multiply-add
-    steps: int  # dependent ones, one after the other
+    serial: float  # µs of dependent steps, one after the other
 
     def waves(self, device: Device) -> int:
         return math.ceil(self.programs / (self.resident * device.processors))
@@ -71,18 +74,14 @@ class Cost(NamedTuple):
         rounds = math.ceil(self.programs / device.processors)
         busy = self.programs / (rounds * device.processors)
         work = 1e6 * max(self.bytes / device.bandwidth, self.operations / (device.matrix * busy))
-        return work + LAUNCH + CHAIN * (self.waves(device) + self.steps)
-
-
+        return work + LAUNCH + CHAIN * self.waves(device) + self.serial
 
 
 # Operations of one launch from a kernel's arguments.
 OPERATIONS: dict[str, Callable[[dict[str, Any]], float]] = {
-    "norm_qkv_kernel": lambda g: 6 * _tokens(g["q_ptr"]) * g["D"] ** 2,
-    "qkv_kernel": lambda g: 6 * _tokens(g["q_ptr"]) * g["D"] ** 2,
-    "norm_up_kernel": lambda g: 2 * _tokens(g["hidden_ptr"]) * g["D"] * g["M"],
-    "up_kernel": lambda g: 2 * _tokens(g["hidden_ptr"]) * g["D"] * g["M"],
-    "gated_residual_kernel": lambda g: 2 * _tokens(g["a_ptr"]) * g["K"] * g["D"],
+    "norm_qkv_kernel": lambda g: 6 * len(g["q_ptr"]) * g["D"] ** 2,
+    "norm_up_kernel": lambda g: 2 * len(g["hidden_ptr"]) * g["D"] * g["M"],
+    "gated_residual_kernel": lambda g: 2 * len(g["a_ptr"]) * g["K"] * g["D"],
     "attention_forward_kernel": lambda g: 4 * g["q_ptr"].numel() * (2 * g["radius"] + 1),
     "conv_norm_kernel": lambda g: 6 * g["rows"] * g["C"] * g["N"],
     "head_kernel": lambda g: 6 * g["rows"] * g["C"] * g["N"],
@@ -91,41 +90,37 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def _tokens(x: Any) -> int:
-    return int(x.shape[0])
-
-
 def _select_steps(given: dict[str, Any]) -> int:
     """Chunks of the largest level in six passes: a count, four digits, the output."""
     chunks = math.ceil(given["points"] * given["classes"] / 2 / given["CHUNK"])
     return 6 * chunks
 
 
-# Dependent steps of kernels that go through their work one piece after the other, each at least one round trip.
-STEPS: dict[str, Callable[[dict[str, Any]], int]] = {
-    "select_kernel": _select_steps,
-    "dial_kernel": lambda g: (g["rounds"] + 1) * math.ceil(g["steps"] / g["TILE"]),
-    "suppress_groups": lambda g: 2 * math.ceil(g["number"] / g["threads"]) + g["capacity"],
+# µs of kernels that go through their work one piece after the other.
+SERIAL: dict[str, Callable[[dict[str, Any]], float]] = {
+    "select_kernel": lambda g: CHAIN * _select_steps(g),
+    "dial_kernel": lambda g: CHAIN * (g["rounds"] + 1) * math.ceil(g["steps"] / g["TILE"]),
+    "rank_kernel": lambda g: LOOP * math.ceil(g["topk"] / g["COMPARED"]),
+    "best_picks_kernel": lambda g: LOOP * math.ceil(g["places"] / g["COMPARED"]),
+    "suppress_groups": lambda g: 4 * LOOP * math.ceil(g["number"] / g["threads"]) + PICK * g["capacity"],
 }
 
 
 def cost(launch: Launch, resources: Callable[[Launch], Any]) -> Cost:
     given = dict(launch.numbers)
-    operations, steps = 0.0, 0
+    operations, serial = 0.0, SERIAL.get(launch.name, lambda g: 0.0)(given)
     if launch.kind == "triton":
         found = resources(launch)
         threads, registers, shared, spills = 32 * found.warps, found.registers, found.shared, found.spills
         programs = math.prod(given["grid"])
         operations = OPERATIONS.get(launch.name, lambda g: 0.0)(given)
-        steps = STEPS.get(launch.name, lambda g: 0)(given)
     elif launch.kind == "nvcc":
         threads, registers, shared, spills = given["threads"], SUPPRESSION["registers"], SUPPRESSION["shared"], 0
-        programs, steps = given["programs"], STEPS[launch.name](given)
+        programs = given["programs"]
     else:
         # PyTorch's: four elements a thread, 128 threads; a product of matrices: tiles of 128 x 128.
         threads, registers, shared, spills = 128, 32, 0, 0
-        out = launch.tensors[-1]
-        programs = math.ceil(out.numel() / 512)
+        programs = math.ceil(max(x.numel() for x in launch.tensors) / 512)
         if launch.name in ("mm", "addmm"):
             left, right = launch.tensors[-3], launch.tensors[-2]
             operations = 2.0 * left.shape[0] * left.shape[1] * right.shape[1]
@@ -134,7 +129,7 @@ def cost(launch: Launch, resources: Callable[[Launch], Any]) -> Cost:
     warps = max(threads // 32, 1)
     of_registers = REGISTERS // (warps * 256 * math.ceil(max(registers, 1) / 8))  # given out in 256 a warp
     resident = max(1, min(of_registers, SHARED // (shared + 1024), THREADS // threads, BLOCKS))
-    return Cost(max(programs, 1), resident, registers, shared, spills, launch.bytes, operations, steps)
+    return Cost(max(programs, 1), resident, registers, shared, spills, launch.bytes, operations, serial)
 
 
 def launches_and_costs(steps: int, batch: int) -> list[tuple[Launch, Cost]]:
@@ -170,18 +165,26 @@ def report(batch: int, steps: int, title: str) -> tuple[str, list[str]]:
             _span([c.shared >> 10 for c in mine]) if kind != "torch" else "-",
             _span([c.resident for c in mine]) if kind != "torch" else "-", _span([c.programs for c in mine]),
             str(sum(c.waves(device) for c in mine)), f"{sum(c.bytes for c in mine) / 1e6:.2f}",
-            *(f"{sum(f(c) for c in mine):.1f}" for d in DEVICES for f in (lambda c, d=d: c.floor(d), lambda c, d=d: c.expected(d))),
+            *_times(mine, 1),
         ])  # fmt: skip
     costs = [c for _, c in found]
     spills = sum(c.spills for c in costs)
     total = [
         f"{batch} x {steps}", title, str(len(found)), str(sum(c.waves(DEVICES[-1]) for c in costs)),
         f"{sum(c.bytes for c in costs) / 1e6:.0f}", f"{sum(c.operations for c in costs) / 1e9:.1f}",
-        *(f"{sum(f(c) for c in costs):.0f}" for d in DEVICES for f in (lambda c, d=d: c.floor(d), lambda c, d=d: c.expected(d))),
+        *_times(costs, 0),
     ]  # fmt: skip
     head = ["kernel", "by", "launches", "regs", "shared KB", "CTAs per SM", "CTAs", "waves", "MB", *_columns()]
-    text = f"### {title}: batch {batch}, T = {steps}\n\n{len(found)} launches, {spills} spills.\n\n{table(head, rows)}\n"
+    text = (
+        f"### {title}: batch {batch}, T = {steps}\n\n{len(found)} launches, {spills} spills.\n\n{table(head, rows)}\n"
+    )
     return text, total
+
+
+def _times(costs: list[Cost], digits: int) -> list[str]:
+    """Under :func:`_columns`."""
+    found = [time for d in DEVICES for time in (sum(c.floor(d) for c in costs), sum(c.expected(d) for c in costs))]
+    return [f"{time:.{digits}f}" for time in found]
 
 
 def _columns() -> list[str]:

@@ -141,7 +141,9 @@ def recorded(compile_only: Callable[..., Any] | None = None) -> Iterator[list[La
 
     def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool = False, **keywords: Any) -> None:
         named = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
-        compiled = None if compile_only is None else compile_only(kernel, *arguments, grid=grid, warmup=warmup, **keywords)
+        compiled = (
+            None if compile_only is None else compile_only(kernel, *arguments, grid=grid, warmup=warmup, **keywords)
+        )
         tensors = {id(x): x for x in _tensors(named)}
         found.append(Launch("triton", kernel.__name__, tuple(tensors.values()), named | {"grid": grid}, compiled))
 

@@ -125,7 +125,7 @@ def test_pooling_where_any_step_may_be_masked(monkeypatch, steps):
 @shapes
 def test_depths(monkeypatch, lengths):
     predictor = _randomised(DepthPredictor(8))
-    x, mask = _inputs(lengths, 8)
+    x = _inputs(lengths, 8)[0]
     raw = predictor.raw(x).float()
     for shift in (None, torch.randn(len(lengths), 1)):
         logits, tau, gates = kernels.gates(raw, shift, 3, 0.05)
@@ -148,7 +148,9 @@ def test_the_dial_over_more_steps_than_a_tile(monkeypatch):
     _same(monkeypatch, lambda: budget_shift(logits, mask, 0.3, 20))
 
 
-@pytest.mark.parametrize("changes", [{}, {"first_stride": 1, "embedding_layers": 2}, {"boundary_fields": "region"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"first_stride": 1, "embedding_layers": 2}, {"boundary_fields": "region"}], ids=str
+)
 def test_a_whole_network(monkeypatch, changes):
     model = build(**changes)
     model.feature_mean.normal_()

@@ -40,7 +40,9 @@ def test_levels_in_any_order():
     assert torch.equal(table.score[0][kept], wanted.score)
 
 
-@pytest.mark.parametrize("kind", ["all-equal", "differ-in-the-last-bits", "both-zeros", "infinities", "none", "huge-topk"])
+@pytest.mark.parametrize(
+    "kind", ["all-equal", "differ-in-the-last-bits", "both-zeros", "infinities", "none", "huge-topk"]
+)
 def test_scores_that_histograms_could_confuse(kind, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK", 64)
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Layers around the blocks in inference, each as one launch: convolutions with their norms, pyramid, top-down path, heads, depths.
+"""Layers around the blocks in inference, each as one launch: convolutions, pyramid, top-down path, heads, depths.
 
 What runs where no gradients are wanted; every function is what the module that calls it does operator by operator, with
 one rounding at its end in place of one after each operator (docs of the modules in ``tzn/nn`` are the definitions).
@@ -43,7 +43,7 @@ def conv_tile(
     x_ptr, w_ptr, row, live, column, steps, C: tl.constexpr, N: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Products of a tile: rows ``row`` of ``[B * T, C]`` and their neighbours within the recording, weight ``[N, TAPS * C]``."""
+    """Products of rows ``row`` of ``[B * T, C]`` and their neighbours in the recording with a weight ``[N, TAPS * C]``."""
     time = row % steps
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     parts: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
@@ -120,7 +120,9 @@ def _conv(
             PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear" if norm is None else "conv_norm", dtype, rows if norm is None else block_width(width), run, x.device)
+    launch(
+        "linear" if norm is None else "conv_norm", dtype, rows if norm is None else block_width(width), run, x.device
+    )
     return out
 
 
@@ -231,7 +233,7 @@ def offsets(
     x: Tensor, weight: Tensor, bias: Tensor, spread_weight: Tensor, spread_bias: Tensor, level_scale: Tensor,
     level: Tensor, stride: Tensor, least: float, factor: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Offsets ``softplus(conv * level_scale) * stride``, and ``factor * (softplus(spread) + least) * stride``: ``[B, P, 2]``."""
+    """Offsets ``softplus(conv * level_scale) * stride`` and ``factor * (softplus(spread) + least) * stride``, ``[B, P, 2]``."""
     x = x.contiguous()
     batch, steps, depth = x.shape
     acc, dtype = accumulator(weight.dtype), weight.dtype
@@ -256,7 +258,7 @@ def norm_rows_kernel(
     D: tl.constexpr, RELU: tl.constexpr, PAD: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of ``[B, steps, D]`` into ``[B, out_steps, D]`` from step ``first`` on. PAD: a row of zeros follows, and the mask."""
+    """Rows of ``[B, steps, D]`` into ``[B, out_steps, D]`` from ``first`` on. PAD: a row of zeros follows, and the mask."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     own = steps + PAD
@@ -282,7 +284,9 @@ def norm_rows_kernel(
     y = tl.where(keep[:, None], y, 0.0)
     target = recording.to(tl.int64) * out_steps + first + time
     tl.store(
-        out_ptr + target[:, None] * D + column[None, :], y.to(out_ptr.dtype.element_ty), mask=live[:, None] & within[None, :]
+        out_ptr + target[:, None] * D + column[None, :],
+        y.to(out_ptr.dtype.element_ty),
+        mask=live[:, None] & within[None, :],
     )
     if PAD:
         tl.store(out_mask_ptr + target, keep.to(tl.uint8), mask=live)
@@ -344,7 +348,9 @@ def halve_kernel(
     within = column < D
     keep = tl.load(mask_ptr + recording * steps + time, mask=live, other=0) != 0
     best = tl.load(
-        x_ptr + (recording * steps + time)[:, None] * D + column[None, :], mask=keep[:, None] & within[None, :], other=0.0
+        x_ptr + (recording * steps + time)[:, None] * D + column[None, :],
+        mask=keep[:, None] & within[None, :],
+        other=0.0,
     )
     for side in tl.static_range(2):
         near = time + (2 * side - 1)
@@ -513,9 +519,7 @@ def dial_kernel(
     tl.store(shift_ptr + recording, (0.5 * (low + high)).to(shift_ptr.dtype.element_ty))
 
 
-def dial(
-    logits: Tensor, mask: Tensor, budget: float, saturation: float, stretch: float, rounds: int
-) -> Tensor:
+def dial(logits: Tensor, mask: Tensor, budget: float, saturation: float, stretch: float, rounds: int) -> Tensor:
     """Shift ``[B, 1]`` of ``logits`` ``[B, T]`` that makes the mean depth ``budget``, by bisection."""
     logits = logits.contiguous()
     batch, steps = logits.shape

@@ -206,13 +206,26 @@ def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_scor
     scores, rows = scores.contiguous(), recordings * levels
     chunks = triton.cdiv(points * classes, CHUNK)
     widths = [HIGH.value, HIGH.value, LAST.value, 1]
-    *tables, written = torch.zeros(rows * sum(widths), dtype=torch.int32, device=device).split([rows * w for w in widths])
+    *tables, written = torch.zeros(rows * sum(widths), dtype=torch.int32, device=device).split(
+        [rows * w for w in widths]
+    )
     parts = torch.empty(rows, chunks, LAST.value, dtype=torch.int32, device=device)
     packed = torch.empty(rows, topk, dtype=torch.int64, device=device)
     grid = (chunks, levels, recordings)
     for digit in range(3):
         histogram_kernel[grid](
-            scores, order, bounds, *tables, parts, points, classes, topk, min_score, DIGIT=digit, CHUNK=CHUNK, num_warps=8
+            scores,
+            order,
+            bounds,
+            *tables,
+            parts,
+            points,
+            classes,
+            topk,
+            min_score,
+            DIGIT=digit,
+            CHUNK=CHUNK,
+            num_warps=8,
         )
     take_kernel[grid](
         scores, order, bounds, *tables, parts, packed, written, points, classes, topk, min_score, CHUNK=CHUNK, PARTS=128,

@@ -14,8 +14,8 @@ from tzn import ops
 from tzn.models.config import TemporalZoomNetConfig
 from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift, depth_from_logits
 from tzn.nn.conv import Conv3, ConvTower, conv_layers
-from tzn.nn.front_end import FrontEnd
 from tzn.nn.depth import STRETCH
+from tzn.nn.front_end import FrontEnd
 from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, point_grid
 from tzn.ops._fused import fused
 

@@ -1,4 +1,4 @@
-"""Whether layers around the blocks may run as fused kernels (``tzn/kernels/fused.py``): in plain inference on Triton's back end.
+"""Whether layers around the blocks run as fused kernels (``tzn/kernels/fused.py``): in plain inference on Triton.
 
 They are no ops: nobody may want to see, differentiate or export them. Wherever somebody might, PyTorch's own operators run.
 """
