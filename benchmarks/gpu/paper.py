@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +60,7 @@ class Cost(NamedTuple):
     resident: int  # per multiprocessor
     registers: int
     shared: int
-    spills: int
+    stack: int
     bytes: int
     operations: float  # of matrix products, two per multiply-add
     serial: float  # µs of dependent steps, one after the other
@@ -106,20 +109,40 @@ SERIAL: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def cost(launch: Launch, resources: Callable[[Launch], Any]) -> Cost:
+class Usage(NamedTuple):
+    """Of a compiled Triton kernel."""
+
+    warps: int
+    registers: int
+    stack: int  # bytes per thread: where spilled registers go
+    shared: int
+
+
+def usage(kernel: Any) -> Usage:
+    from tzn.kernels._aot import TOOLS
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        said = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
+    facts = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", said.stdout)}
+    return Usage(kernel.metadata.num_warps, facts["REG"], facts["STACK"], kernel.metadata.shared)
+
+
+def cost(launch: Launch, resources: Callable[[Launch], Usage]) -> Cost:
     given = dict(launch.numbers)
     operations, serial = 0.0, SERIAL.get(launch.name, lambda g: 0.0)(given)
     if launch.kind == "triton":
         found = resources(launch)
-        threads, registers, shared, spills = 32 * found.warps, found.registers, found.shared, found.spills
+        threads, registers, shared, stack = 32 * found.warps, found.registers, found.shared, found.stack
         programs = math.prod(given["grid"])
         operations = OPERATIONS.get(launch.name, lambda g: 0.0)(given)
     elif launch.kind == "nvcc":
-        threads, registers, shared, spills = given["threads"], SUPPRESSION["registers"], SUPPRESSION["shared"], 0
+        threads, registers, shared, stack = given["threads"], SUPPRESSION["registers"], SUPPRESSION["shared"], 0
         programs = given["programs"]
     else:
         # PyTorch's: four elements a thread, 128 threads; a product of matrices: tiles of 128 x 128.
-        threads, registers, shared, spills = 128, 32, 0, 0
+        threads, registers, shared, stack = 128, 32, 0, 0
         programs = math.ceil(max(x.numel() for x in launch.tensors) / 512)
         if launch.name in ("mm", "addmm"):
             left, right = launch.tensors[-3], launch.tensors[-2]
@@ -129,21 +152,20 @@ def cost(launch: Launch, resources: Callable[[Launch], Any]) -> Cost:
     warps = max(threads // 32, 1)
     of_registers = REGISTERS // (warps * 256 * math.ceil(max(registers, 1) / 8))  # given out in 256 a warp
     resident = max(1, min(of_registers, SHARED // (shared + 1024), THREADS // threads, BLOCKS))
-    return Cost(max(programs, 1), resident, registers, shared, spills, launch.bytes, operations, serial)
+    return Cost(max(programs, 1), resident, registers, shared, stack, launch.bytes, operations, serial)
 
 
 def launches_and_costs(steps: int, batch: int) -> list[tuple[Launch, Cost]]:
     from triton.runtime.jit import JITFunction
 
     from tzn.kernels._aot import collect
-    from tzn.kernels._aot import resources as read
 
-    kept: dict[int, Any] = {}
+    kept: dict[int, Usage] = {}
 
-    def resources(launch: Launch) -> Any:
+    def resources(launch: Launch) -> Usage:
         key = id(launch.compiled)
         if key not in kept:
-            kept[key] = read(f"sm_{CAPABILITY}", launch.name, "", launch.compiled)
+            kept[key] = usage(launch.compiled)
         return kept[key]
 
     with collect(CAPABILITY):
@@ -168,16 +190,15 @@ def report(batch: int, steps: int, title: str) -> tuple[str, list[str]]:
             *_times(mine, 1),
         ])  # fmt: skip
     costs = [c for _, c in found]
-    spills = sum(c.spills for c in costs)
+    spilling = sum(c.stack > 0 for c in costs)
     total = [
         f"{batch} x {steps}", title, str(len(found)), str(sum(c.waves(DEVICES[-1]) for c in costs)),
         f"{sum(c.bytes for c in costs) / 1e6:.0f}", f"{sum(c.operations for c in costs) / 1e9:.1f}",
         *_times(costs, 0),
     ]  # fmt: skip
     head = ["kernel", "by", "launches", "regs", "shared KB", "CTAs per SM", "CTAs", "waves", "MB", *_columns()]
-    text = (
-        f"### {title}: batch {batch}, T = {steps}\n\n{len(found)} launches, {spills} spills.\n\n{table(head, rows)}\n"
-    )
+    said = f"{len(found)} launches, {spilling} of kernels that spill."
+    text = f"### {title}: batch {batch}, T = {steps}\n\n{said}\n\n{table(head, rows)}\n"
     return text, total
 
 
@@ -208,10 +229,11 @@ def main() -> None:
     for shape in arguments.shapes:
         batch, steps = (int(x) for x in shape.split("x"))
         text, total = report(batch, steps, arguments.title)
+        print(text, flush=True)
         parts.append(text)
         totals.append(total)
     text = "\n".join([table(TOTALS, totals), "", *parts])
-    print(text)
+    print(table(TOTALS, totals))
     if arguments.out is not None:
         with atomic_write(arguments.out) as file:
             file.write(text)

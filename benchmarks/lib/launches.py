@@ -180,8 +180,8 @@ def whole_inference(
         features = torch.zeros(batch, steps, INPUT_DIM, dtype=dtype)
         mask = torch.ones(batch, steps, dtype=torch.bool)
     settings = INFERENCE.replace(**changes)
+    with recorded():
+        detect(model, features, mask, settings)  # makes what is kept from one call to the next, before a capture
     with recorded(compile_only) as found:
-        detect(model, features, mask, settings)
-        del found[:]  # what is kept from one call to the next is made by the first, before a capture
         detect(model, features, mask, settings)
     return found

@@ -31,7 +31,8 @@ class Conv3(nn.Linear):
 
 def conv_layers(x: Tensor, mask: Tensor, convs: nn.ModuleList, norms: nn.ModuleList) -> Tensor:
     """As many [Conv3, LayerNorm, ReLU, mask] as there are, on ``[B, T, C]`` zero outside ``mask`` ``[B, T]``."""
-    kernels = fused(x, convs[0].weight) if len(convs) else None
+    first = next(iter(convs), None)
+    kernels = fused(x, first.weight) if isinstance(first, Conv3) else None
     if kernels is not None:
         for conv, norm in zip(convs, norms, strict=True):
             x = kernels.conv_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, mask, norm.eps)

@@ -78,7 +78,9 @@ class Pyramid(nn.Module):
 
     def points(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         """The levels as one sequence and its mask (:func:`flatten_levels`), then what ``forward`` returns."""
-        if (kernels := fused(x, self.norms[0].weight)) is None:
+        norm = self.norms[0]
+        assert isinstance(norm, nn.LayerNorm)
+        if (kernels := fused(x, norm.weight)) is None:
             levels, masks = self(x, mask)
             return *flatten_levels(levels, masks), levels, masks
         levels, masks = self._levels(x, mask)
