@@ -70,7 +70,7 @@ def block(dtype: torch.dtype, width: int) -> None:
 
 def decoding(dtype: torch.dtype, width: int) -> None:
     """Crossings, candidates, segments and pairs, always in float32; suppression is nvcc's (``make cuda``)."""
-    from tzn.kernels import boundary_crossings, decode_segments, pair_segments, select_candidates
+    from tzn.kernels import boundary_crossings, decode_segments, nms, pair_segments, select_candidates
 
     fields = torch.zeros(2, STEPS)
     for estimator in boundary_crossings.ESTIMATORS:
@@ -83,6 +83,7 @@ def decoding(dtype: torch.dtype, width: int) -> None:
     select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000)
     offset = torch.zeros(2, 4096, 2)
     decode_segments.decode_segments(offset[..., 0], offset, offset, ends, ends, 3.0)
+    nms.best_picks(torch.zeros(2, 20, 200, dtype=torch.int32), torch.zeros(2, 20, 200), offset, 200)
     pair_segments.pair_scores((ends[0], ends[2]), (ends[0], ends[2]), scores[:, :STEPS], 16)
 
 

@@ -120,9 +120,7 @@ def _conv(
             PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch(
-        "linear" if norm is None else "conv_norm", dtype, rows if norm is None else block_width(width), run, x.device
-    )
+    launch("conv" if norm is None else "conv_norm", dtype, rows if norm is None else block_width(width), run, x.device)
     return out
 
 
