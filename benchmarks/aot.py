@@ -32,7 +32,7 @@ ARCHITECTURES = (80, 90, 100)
 STEPS, WIDTH, WINDOW, HIDDEN = 2304, 512, 19, 2048
 PRODUCTS = (
     "attention", "norm_qkv", "norm_up", "gated_residual", "branch_gradient", "linear_gradient", "qkv_gradient",
-    "weight_gradient",
+    "weight_gradient", "conv_norm", "head", "offsets", "lateral",
 )  # fmt: skip
 MAIN_DTYPES, MAIN_WIDTHS = ("bfloat16", "float32"), (64, 128)
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}  # bytes a block may have
@@ -77,7 +77,7 @@ def long_block(dtype: torch.dtype, width: int) -> None:
 
 def decoding(dtype: torch.dtype, width: int) -> None:
     """Crossings, candidates, segments and pairs, always in float32; suppression is nvcc's (``make cuda``)."""
-    from tzn.kernels import boundary_crossings, decode_segments, pair_segments, select_candidates
+    from tzn.kernels import boundary_crossings, decode_segments, nms, pair_segments, select_candidates
 
     fields = torch.zeros(2, STEPS)
     for estimator in boundary_crossings.ESTIMATORS:
@@ -90,11 +90,37 @@ def decoding(dtype: torch.dtype, width: int) -> None:
     select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000)
     offset = torch.zeros(2, 4096, 2)
     decode_segments.decode_segments(offset[..., 0], offset, offset, ends, ends, 3.0)
+    nms.best_picks(torch.zeros(2, 20, 200, dtype=torch.int32), torch.zeros(2, 20, 200), offset, 200)
     pair_segments.pair_scores((ends[0], ends[2]), (ends[0], ends[2]), scores[:, :STEPS], 16)
 
 
+def layers(dtype: torch.dtype, width: int) -> None:
+    """What runs around the blocks in inference."""
+    from tzn.kernels import fused
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    x, mask, norm = zeros(1, STEPS, WIDTH), torch.ones(1, STEPS, dtype=torch.bool), (zeros(WIDTH), zeros(WIDTH))
+    narrow = WIDTH // 2
+    fused.conv_norm(x, zeros(WIDTH, 3 * WIDTH), None, *norm, mask, 1e-5)
+    hidden = fused.conv_norm(x, zeros(narrow, 3 * WIDTH), None, zeros(narrow), zeros(narrow), mask, 1e-5)
+    fused.class_scores(hidden, zeros(20, 3 * narrow), zeros(20), mask)
+    fused.fields(hidden, zeros(4, 3 * narrow), zeros(4), 8.0, 0.05)
+    two, level = (zeros(2, 3 * narrow), zeros(2)), torch.zeros(STEPS, dtype=torch.int64)
+    fused.offsets(hidden, *two, *two, zeros(6), level, torch.zeros(STEPS), 0.02, 1.4)
+    fused.flatten_levels([x], [mask], [(*norm, 1e-5)])
+    half, half_mask = fused.halve(x, mask)
+    context = fused.lateral(half, zeros(narrow, WIDTH), zeros(narrow), half_mask, None, fused.ALONE)
+    fused.lateral(x, zeros(narrow, WIDTH), zeros(narrow), mask, context, fused.DOUBLED)
+    fused.lateral(x, zeros(narrow, WIDTH), zeros(narrow), mask, hidden, fused.SAME)
+    fused.standardise(x, *norm, mask)
+    logits, _, _ = fused.gates(zeros(1, STEPS), None, 3, 0.05)
+    fused.dial(logits, mask, 0.5, 3.0, 0.05, 50)
+
+
 GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {
-    "block": block, "long_block": long_block, "attention": attention, "decoding": decoding,
+    "block": block, "long_block": long_block, "attention": attention, "layers": layers, "decoding": decoding,
 }  # fmt: skip
 
 
@@ -110,6 +136,7 @@ def tasks(everything: bool, groups: Sequence[str], architectures: Sequence[int])
             for width in ALL_WIDTHS if everything else MAIN_WIDTHS:
                 if everything or (dtype, width) != ("float32", 128):  # the block has that one
                     found.append((capability, "attention", dtype, width))
+            found.append((capability, "layers", dtype, 0))
         found.append((capability, "decoding", "float32", 0))
         yield from (task for task in found if task[1] in groups)
 

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.stage import WIDTH, WINDOW, Case, Stage, clustered_gate, stage
+from benchmarks.lib.contenders import CLASSES, INPUT_DIM, LAYERS
 from tzn import ops
 from tzn.files import atomic_write
 from tzn.kernels import _launch as launch
-from tzn.nn import VariableDepthBlock
+from tzn.models import TemporalZoomNet, TemporalZoomNetConfig
+from tzn.nn import BoundaryDistanceHead, VariableDepthBlock
 
 
 def attention(s: Stage, dtype: torch.dtype, width: int, steps: int) -> Callable[[], Any]:
@@ -38,6 +40,27 @@ def block(s: Stage, dtype: torch.dtype, width: int, steps: int) -> Callable[[], 
     leaves, grad, gate = [x, *module.parameters()], torch.randn_like(x), clustered_gate(1, steps, 0.5, s.device)
     mask = gate >= 0
     return lambda: torch.autograd.grad(module(x, mask, gate), leaves, grad)
+
+
+def network(s: Stage, dtype: torch.dtype, width: int, steps: int) -> Callable[[], Any]:
+    """Inference: the layers around the blocks, and blocks of every level's length. Dry: a head alone."""
+    mask = torch.ones(1, steps, dtype=torch.bool, device=s.device)
+    if s.dry:
+        head = BoundaryDistanceHead(width, 2, width, 1).to(dtype)
+        rows = torch.randn(1, steps, width).to(dtype)
+        return torch.no_grad()(lambda: [x.contiguous() for x in head(rows, mask)])
+    config = TemporalZoomNetConfig(
+        input_dim=INPUT_DIM, num_classes=CLASSES, refinement_layers=LAYERS, width=WIDTH, num_heads=WIDTH // width
+    )
+    model = TemporalZoomNet(config).eval().to(s.device).to(dtype)
+    features = torch.randn(1, steps, INPUT_DIM, device=s.device).to(dtype)
+
+    def run() -> list[Any]:
+        points = model.points(features, mask)
+        fields = () if points.fields is None else points.fields()
+        return [points.scores, *points.offsets(), *fields]
+
+    return torch.no_grad()(run)
 
 
 def merged(shipped: dict[str, Any], tuned: dict[str, launch.Config]) -> dict[str, Any]:
@@ -82,7 +105,7 @@ def tune(s: Stage, name: str, dtype: torch.dtype, width: int, steps: int) -> dic
     return {"shipped_milliseconds": before, "tuned_milliseconds": after}
 
 
-MAKERS = {"block": block, "attention": attention}
+MAKERS = {"block": block, "attention": attention, "network": network}
 
 
 def cases(s: Stage, steps: int, dry: int) -> list[Case]:
@@ -92,7 +115,7 @@ def cases(s: Stage, steps: int, dry: int) -> list[Case]:
              partial(tune, s, name, dtype, width, steps))
         for dtype in s.pick((torch.bfloat16, torch.float32), (torch.float32,))
         for name in MAKERS
-        for width in s.pick((128,) if name == "block" else (64, 128), (16,))
+        for width in s.pick((64, 128) if name == "attention" else (128,), (16,))
         if not (name == "attention" and steps > 2304)  # tiles of attention do not depend on the length
     ]  # fmt: skip
 

@@ -6,16 +6,23 @@ in the place of a float32 one. What fails here is not believed anywhere else: th
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.gpu.stage import WIDTH, WINDOW, Case, Stage, clustered_gate, stage
+from benchmarks.lib.contenders import CLASSES, LAYERS
 from tests.oracle import TF32_SLACK, assert_as_good_as_eager
 from tzn import ops, reference
-from tzn.nn import VariableDepthBlock
+from tzn.models import TemporalZoomNet, TemporalZoomNetConfig
+from tzn.nn import BoundaryDistanceHead, VariableDepthBlock
+from tzn.nn.conv import ConvTower
+from tzn.nn.pyramid import Pyramid, TopDown
+from tzn.reference.nms import best_picks
 
 OK = {"result": "ok"}
 
@@ -121,6 +128,100 @@ def large_tensors(s: Stage) -> dict[str, str]:
     return OK
 
 
+class PyramidAndTopDown(nn.Module):
+    def __init__(self, width: int, heads: int, out: int) -> None:
+        super().__init__()
+        given = {"first_stride": 4, "num_levels": 3}
+        self.pyramid = Pyramid(width, heads, WINDOW, mlp_ratio=4, drop_path=0, **given)
+        self.top_down = TopDown(width, out, **given)
+
+    def forward(self, x: Tensor, mask: Tensor) -> list[Tensor]:
+        points, _, levels, masks = self.pyramid.points(x, mask)
+        return [points, self.top_down(x, mask, levels, masks)]
+
+
+class WholeNetwork(nn.Module):
+    """All that inference reads of a network, with its budget dial turned."""
+
+    def __init__(self, width: int, heads: int, narrow: int) -> None:
+        super().__init__()
+        small = {"num_levels": 2, "regression_ranges": ((0, 4), (4, 10000)), "refinement_layers": 1, "window": 5}
+        changes = {"refinement_layers": LAYERS} if width == WIDTH else small
+        config = TemporalZoomNetConfig(
+            input_dim=width, num_classes=CLASSES, width=width, num_heads=heads, head_width=narrow, boundary_width=narrow,
+            **changes,  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.network = TemporalZoomNet(config)
+
+    def forward(self, x: Tensor, mask: Tensor) -> list[Tensor]:
+        points = self.network.points(x, mask, budget=0.6)
+        fields = [] if points.fields is None else points.fields()
+        return [x for x in (points.scores, points.depth, *points.offsets(), *fields) if x is not None]
+
+
+def fused_layers(s: Stage, name: str, dtype: torch.dtype) -> dict[str, str]:
+    """Layers as one launch each, against the same modules operator by operator."""
+    batch, steps = s.pick((2, 2304), (2, 37))
+    torch.manual_seed(0)
+    module, inputs = FUSED[name](*s.pick((WIDTH, 4, WIDTH // 2), (32, 2, 16)))
+    module = module.to(s.device).eval().to(dtype)
+    mask = valid_steps(s, batch, steps)
+    x = (torch.randn(batch, steps, inputs, device=s.device) * mask.unsqueeze(-1)).to(dtype)
+
+    @torch.no_grad()
+    def results(of: torch.dtype, backend: str | None) -> list[Tensor]:
+        run = module if of == dtype else copy.deepcopy(module).to(of)
+        with mock.patch.dict("os.environ", {} if backend is None else {"TZN_BACKEND": backend}):
+            found = run(x.to(of), mask)
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    given = results(dtype, None)
+    if s.compiling:
+        return OK
+    again = results(dtype, None)
+    assert all(torch.equal(a, b) for a, b in zip(given, again, strict=True)), "two runs differ"
+    eager, exact = results(dtype, "reference"), results(torch.float64, "reference")
+    slack = TF32_SLACK["block"] if dtype == torch.float32 else 2.0
+    for a, b, c in zip(given, eager, exact, strict=True):
+        assert_as_good_as_eager(a, b, c, slack)
+    return OK
+
+
+class Hidden(ConvTower):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.hidden(x, mask)
+
+
+FUSED: dict[str, Callable[[int, int, int], tuple[nn.Module, int]]] = {
+    "convolutions of whole rows": lambda wide, heads, narrow: (Hidden(wide, narrow, 3, layers=2), wide),
+    "convolutions of wide rows": lambda wide, heads, narrow: (Hidden(wide, max(wide, 300), 3, layers=1), wide),
+    "boundary head": lambda wide, heads, narrow: (BoundaryDistanceHead(narrow, 2, narrow, 2), narrow),
+    "pyramid and top-down path": lambda wide, heads, narrow: (PyramidAndTopDown(wide, heads, narrow), wide),
+    "network": lambda wide, heads, narrow: (WholeNetwork(wide, heads, narrow), wide),
+}
+
+
+def placed_picks(s: Stage, ties: bool) -> dict[str, str]:
+    """The best picks of all classes in exactly the order of a stable sort."""
+    from tzn.kernels import nms as kernels
+
+    each, capacity = s.pick((200, 200), (9, 20))
+    generator = torch.Generator().manual_seed(0)
+    score = torch.rand(2, CLASSES, each, generator=generator)
+    score = ((score * 50).round() / 50 if ties else score).sort(2, descending=True).values
+    score[:, ::3, each // 2 :] = -torch.inf  # classes that ran out of candidates
+    index = torch.randint(1000, score.shape, generator=generator, dtype=torch.int32)
+    segments = torch.rand(2, 1000, 2, generator=generator)
+    given = kernels.best_picks(*(x.to(s.device) for x in (index, score, segments)), capacity)
+    if not s.compiling:
+        wanted, wanted_score = best_picks(index, score, capacity)
+        there = wanted_score > -torch.inf
+        assert torch.equal(given[1].cpu(), wanted_score), "scores differ"
+        assert torch.equal(given[0].cpu()[there], wanted[there].long()), "other picks"
+        assert torch.equal(given[3].cpu(), there.sum(1)), "another number of picks"
+    return OK
+
+
 def crossings(s: Stage, estimator: str) -> dict[str, str]:
     fields, steps = s.pick((16, 18432), (2, 60))
     torch.manual_seed(0)
@@ -221,6 +322,18 @@ def selection_cases(s: Stage) -> list[Case]:
     ]
 
 
+def pick_cases(s: Stage) -> list[Case]:
+    return [Case({"op": "picks placed", "tied": ties}, lambda t=ties: placed_picks(s, t)) for ties in (False, True)]
+
+
+def layer_cases(s: Stage) -> list[Case]:
+    return [
+        Case({"op": name, "dtype": str(d).removeprefix("torch.")}, lambda n=name, d=d: fused_layers(s, n, d))
+        for d in dtypes(s)[:2]
+        for name in FUSED
+    ]
+
+
 def detection_cases(s: Stage) -> list[Case]:
     found = [Case({"op": "detect"}, lambda: whole_inference(s, graph=False))]
     if not s.dry:
@@ -283,9 +396,11 @@ GROUPS = [
     ("nms", nms_of(2000, 30)),
     ("crossings", crossing_cases),
     ("selection", selection_cases),
+    ("picks", pick_cases),
     ("detection", detection_cases),
     ("addressing", addressing_cases),
     ("flagship", flagship_cases),
+    ("layers", layer_cases),
     ("block", block_cases),
     ("attention", attention_cases),
     ("many candidates", nms_of(12000, 40)),

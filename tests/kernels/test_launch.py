@@ -100,7 +100,12 @@ def test_every_kernel_of_a_block_is_tuned_by_its_own_name(monkeypatch):
     block = VariableDepthBlock(16, 2, 5)
     block(torch.randn(1, 8, 16), torch.ones(1, 8, dtype=torch.bool), torch.ones(1, 8)).sum().backward()
     attention = {"attention_forward", "attention_backward_queries", "attention_backward_keys"}
-    assert used == set(launch.FAMILIES) | attention | {"weight_gradient"}
+    around = {"lateral", "offsets"}
+    assert used == set(launch.FAMILIES) - around | attention | {"weight_gradient"}
+    used.clear()
+    with torch.no_grad():
+        build().points(torch.randn(1, 12, 7), torch.ones(1, 12, dtype=torch.bool)).offsets()
+    assert used > around | {"conv_norm", "head"}
 
 
 def test_less_shared_memory_than_expected_takes_smaller_tiles_and_remembers_them(monkeypatch):
@@ -161,7 +166,7 @@ def test_every_launch_runs_on_the_device_of_its_tensors(monkeypatch):
     ops.pair_segments(found, found, torch.rand(40, 3, dtype=torch.float64))
     detect(build(), torch.randn(1, 12, 7), torch.ones(1, 12, dtype=torch.bool), InferenceConfig(pre_nms_topk=5))
     assert len(launched) > 15
-    assert {"mark_kernel", "decode_kernel", "select_kernel", "pair_kernel", "find_kernel"} < launched
+    assert {"mark_kernel", "decode_kernel", "rank_kernel", "pair_kernel", "find_kernel"} < launched
     assert not guard.inside
 
 

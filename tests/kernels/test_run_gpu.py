@@ -38,7 +38,7 @@ def test_every_stage_runs_dry_and_leaves_its_results(tmp_path):
     tuned = json.loads((tmp_path / "configs.json").read_text())
     shipped = launch._table("configs.json")
     assert tuned["sm80"] == shipped["sm80"]
-    assert set(tuned["sm90"]) == set(shipped["sm90"]) | set(launch.FAMILIES)
+    assert set(tuned["sm90"]) == set(shipped["sm90"]) | (set(launch.FAMILIES) - {"lateral", "offsets"})
     assert "32/16" in tuned["sm90"]["attention_forward"]
     assert "32/64" in tuned["sm90"]["norm_qkv"]
     assert tuned["sm90"]["norm_qkv"]["16/4096"] == shipped["sm90"]["linear"]["16/4096"]

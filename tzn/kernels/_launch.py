@@ -36,6 +36,7 @@ FAMILIES = {
     "norm_qkv": "linear", "norm_up": "linear", "output_projection": "linear", "down_projection": "linear",
     "linear_gradient": "linear", "qkv_gradient": "linear",
     "down_gradient": "branch_gradient", "output_gradient": "branch_gradient",
+    "lateral": "linear", "offsets": "head",
 }  # fmt: skip
 
 

@@ -113,33 +113,50 @@ def norm_qkv_kernel(
     D: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """Column tiles of the queries first, then those of keys and values: one loop for both, whose buffers stand once."""
     tile = tl.program_id(0)
-    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_tiles = tl.cdiv(D, BLOCK_N)
-    if tile < query_tiles:
-        count = tl.load(counts_ptr)
-        if tl.program_id(1) * BLOCK_M < count:
-            live = row < count
-            token = tl.load(active_ptr + row, mask=live, other=0)
-            mean = tl.load(mean_ptr + token, mask=live, other=0.0)
-            rstd = tl.load(rstd_ptr + token, mask=live, other=0.0)
-            q, column = norm_linear_tile(
-                x_ptr, token.to(tl.int64) * stride_x, live, mean, rstd, gamma_ptr, beta_ptr, wq_ptr, bq_ptr, tile, D, D,
-                ACC, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-            store_tile(q_ptr, row.to(tl.int64), column, q, live, D)
-    else:
-        count = tl.load(counts_ptr + 1)
-        if tl.program_id(1) * BLOCK_M < count:
-            live = row < count
-            token = tl.load(halo_ptr + row, mask=live, other=0)
-            mean = tl.load(mean_ptr + token, mask=live, other=0.0)
-            rstd = tl.load(rstd_ptr + token, mask=live, other=0.0)
-            kv, column = norm_linear_tile(
-                x_ptr, token.to(tl.int64) * stride_x, live, mean, rstd, gamma_ptr, beta_ptr, wkv_ptr, bkv_ptr,
-                tile - query_tiles, D, 2 * D, ACC, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-            store_tile(kv_ptr, row.to(tl.int64), column, kv, live, 2 * D)
+    query_tiles: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
+    width = D
+    w_ptr = wq_ptr
+    bias_ptr = bq_ptr
+    out_ptr = q_ptr
+    list_ptr = active_ptr
+    if tile >= query_tiles:
+        tile -= query_tiles
+        width = 2 * D
+        w_ptr = wkv_ptr
+        bias_ptr = bkv_ptr
+        out_ptr = kv_ptr
+        list_ptr = halo_ptr
+        counts_ptr += 1
+    count = tl.load(counts_ptr)
+    first = tl.program_id(1) * BLOCK_M
+    if first >= count:
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    live = row < count
+    token = tl.load(list_ptr + row, mask=live, other=0)
+    mean = tl.load(mean_ptr + token, mask=live, other=0.0)
+    rstd = tl.load(rstd_ptr + token, mask=live, other=0.0)
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    within = column < width
+    place = x_ptr + token.to(tl.int64)[:, None] * stride_x
+    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    for start in range(0, D, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        weight = w_ptr + k[:, None] + column[None, :] * D
+        if D % BLOCK_K == 0 and D % BLOCK_N == 0:
+            w = tl.load(weight)
+        else:
+            w = tl.load(weight, mask=(k < D)[:, None] & within[None, :], other=0.0)
+        x = tl.load(place + k[None, :], mask=live[:, None] & (k < D)[None, :], other=0.0).to(ACC)
+        gamma = tl.load(gamma_ptr + k, mask=k < D, other=0.0).to(ACC)
+        beta = tl.load(beta_ptr + k, mask=k < D, other=0.0).to(ACC)
+        normed = (x - mean[:, None]) * rstd[:, None] * gamma[None, :] + beta[None, :]
+        acc = tl.dot(normed.to(w.dtype), w, acc, input_precision=PRECISION, out_dtype=ACC)
+    acc += tl.load(bias_ptr + column, mask=within, other=0.0).to(ACC)[None, :]
+    out = out_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & within[None, :])
 
 
 @triton.jit
