@@ -31,7 +31,7 @@ from tzn.files import atomic_write
 ARCHITECTURES = (80, 90, 100)
 STEPS, WIDTH, WINDOW, HIDDEN = 2304, 512, 19, 2048
 PRODUCTS = (
-    "attention", "norm_qkv", "norm_up", "gated_residual", "branch_gradient", "linear_gradient", "qkv_gradient",
+    "attention", "qkv", "up", "gated_residual", "branch_gradient", "linear_gradient",
     "weight_gradient", "conv_norm", "head", "offsets", "lateral",
 )  # fmt: skip
 MAIN_DTYPES, MAIN_WIDTHS = ("bfloat16", "float32"), (64, 128)
@@ -73,6 +73,20 @@ def block(dtype: torch.dtype, width: int, batch: int = 1) -> None:
 def long_block(dtype: torch.dtype, width: int) -> None:
     """More rows than the tiles of short recordings are for."""
     block(dtype, width, batch=2)
+
+
+def short_block(dtype: torch.dtype, width: int) -> None:
+    """Inference with the tiles of few rows: the coarse levels of a pyramid, with a mask and with a gate."""
+    from tzn.kernels import variable_depth_block as kernels
+    from tzn.nn import VariableDepthBlock
+
+    weights = [
+        w.detach().to(dtype) for w in VariableDepthBlock(WIDTH, WIDTH // width, WINDOW, HIDDEN / WIDTH).weights()
+    ]
+    for steps in (STEPS, 512):
+        x, gate = torch.zeros(1, steps, WIDTH, dtype=dtype), torch.ones(1, steps)
+        for given, mask in ((None, None), (None, gate > 0), (gate, gate > 0)):
+            kernels.forward(x, given, weights, mask, keep=False)
 
 
 def decoding(dtype: torch.dtype, width: int) -> None:
@@ -120,7 +134,8 @@ def layers(dtype: torch.dtype, width: int) -> None:
 
 
 GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {
-    "block": block, "long_block": long_block, "attention": attention, "layers": layers, "decoding": decoding,
+    "block": block, "long_block": long_block, "short_block": short_block, "attention": attention, "layers": layers,
+    "decoding": decoding,
 }  # fmt: skip
 
 
@@ -132,6 +147,7 @@ def tasks(everything: bool, groups: Sequence[str], architectures: Sequence[int])
             found.append((capability, "block", dtype, 128))
             if dtype != "float32":  # has the same tiles for any number of rows
                 found.append((capability, "long_block", dtype, 128))
+            found.append((capability, "short_block", dtype, 128))
         for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
             for width in ALL_WIDTHS if everything else MAIN_WIDTHS:
                 if everything or (dtype, width) != ("float32", 128):  # the block has that one

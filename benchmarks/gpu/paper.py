@@ -82,8 +82,8 @@ class Cost(NamedTuple):
 
 # Operations of one launch from a kernel's arguments.
 OPERATIONS: dict[str, Callable[[dict[str, Any]], float]] = {
-    "norm_qkv_kernel": lambda g: 6 * len(g["q_ptr"]) * g["D"] ** 2,
-    "norm_up_kernel": lambda g: 2 * len(g["hidden_ptr"]) * g["D"] * g["M"],
+    "qkv_kernel": lambda g: 6 * len(g["q_ptr"]) * g["D"] ** 2,
+    "up_kernel": lambda g: 2 * len(g["hidden_ptr"]) * g["D"] * g["M"],
     "gated_residual_kernel": lambda g: 2 * len(g["a_ptr"]) * g["K"] * g["D"],
     "attention_forward_kernel": lambda g: 4 * g["q_ptr"].numel() * (2 * g["radius"] + 1),
     "conv_norm_kernel": lambda g: 6 * g["rows"] * g["C"] * g["N"],

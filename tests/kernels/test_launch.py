@@ -26,9 +26,9 @@ def test_every_architecture_has_every_kernel_for_both_sizes_of_numbers():
         assert set(kernels) == set(table["sm90"])
         assert set(launch.FAMILIES.values()) < set(kernels)
         for kernel, entries in kernels.items():
-            assert {key.split("/")[0] for key in entries} - {"mixed"} == {"16", "32"}
-            fields = set(next(iter(entries.values())))
-            assert all(set(entry) == fields for entry in [*entries.values(), *launch.candidates(kernel)])
+            assert {key.split("/")[0] for key in entries} == {"16", "32"}
+            fields = set(next(iter(entries.values()))) - {"maxnreg"}
+            assert all(set(entry) - {"maxnreg"} == fields for entry in [*entries.values(), *launch.candidates(kernel)])
 
 
 def test_the_narrowest_entry_that_holds_the_width_is_taken(monkeypatch):
@@ -39,6 +39,15 @@ def test_the_narrowest_entry_that_holds_the_width_is_taken(monkeypatch):
         for dtype, width in ((torch.bfloat16, 16), (torch.float16, 64), (torch.float16, 256), (torch.float32, 512))
     ]
     assert chosen == [1, 2, 2, 3]
+
+
+def test_registers_are_limited_only_where_the_compiler_does_not_spill_then(monkeypatch):
+    found = []
+    for limits in (True, False):
+        monkeypatch.setattr(launch, "LIMITS_REGISTERS", limits)
+        found.append(launch.default_config("sm90", "attention_forward", torch.bfloat16, 128))
+    assert found[0].pop("maxnreg") == 128
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
@@ -55,23 +64,23 @@ def test_the_narrowest_entry_that_holds_the_width_is_taken(monkeypatch):
 )
 def test_faults_of_compiled_kernels(change, fault):
     row = {
-        "architecture": "sm_90", "kernel": "norm_up", "variant": "bfloat16/128", "warps": 4, "registers": 100,
+        "architecture": "sm_90", "kernel": "up", "variant": "bfloat16/128", "warps": 4, "registers": 100,
         "spills": 0, "stack": 0, "shared": 1024, "matrix": "HGMMA", "matrix_count": 4, "wide_loads": 4, "loads": 8,
     }  # fmt: skip
     found = aot.faults([row | change])
     assert (found == []) if fault is None else fault in found[0]
-    assert "| norm_up |" in aot.table_of([row])
+    assert "| up |" in aot.table_of([row])
 
 
 def test_a_kernel_has_its_own_entries_or_those_of_its_family(monkeypatch):
     table = {
-        "linear": {"16/64": {"BLOCK_M": 1}, "mixed/64": {"BLOCK_M": 2}, "32/64": {"BLOCK_M": 3}},
-        "norm_up": {"16/64": {"BLOCK_M": 4}, "32/64": {"BLOCK_M": 5}},
+        "linear": {"16/64": {"BLOCK_M": 1}, "32/64": {"BLOCK_M": 3}},
+        "up_projection": {"16/64": {"BLOCK_M": 4}, "32/64": {"BLOCK_M": 5}},
     }
     monkeypatch.setattr(launch, "_table", lambda name: {"sm90": table} if name == "configs.json" else {"linear": [{}]})
     low, high = torch.bfloat16, torch.float32
-    cases = [("norm_qkv", low, None), ("norm_qkv", low, high), ("norm_qkv", high, high), ("norm_up", low, high)]
-    assert [launch.default_config("sm90", k, d, 64, rows)["BLOCK_M"] for k, d, rows in cases] == [1, 2, 3, 4]
+    cases = [("qkv_projection", low), ("qkv_projection", high), ("up_projection", low), ("up_projection", high)]
+    assert [launch.default_config("sm90", k, d, 64)["BLOCK_M"] for k, d in cases] == [1, 3, 4, 5]
     assert launch.candidates("qkv_gradient") == [{}]
 
 
@@ -79,16 +88,14 @@ def test_autotuning_times_candidates_once_per_kernel_and_shape_class(monkeypatch
     monkeypatch.setenv("TZN_AUTOTUNE", "1")
     monkeypatch.setattr(launch, "TUNED", {})
     seen = []
-    for kernel in ("norm_up", "qkv_gradient"):
+    for kernel in ("up_projection", "qkv_gradient"):
         for width in (100, 120, 200):
             launch.launch(kernel, torch.float16, width, seen.append, torch.device("cpu"))
-    launch.launch("norm_up", torch.float16, 100, seen.append, torch.device("cpu"), rows=torch.float32)
     tried = 1 + len(launch.candidates("linear"))
     assert set(launch.TUNED) == {
-        "sm90 norm_up 16/128", "sm90 norm_up 16/256", "sm90 qkv_gradient 16/128", "sm90 qkv_gradient 16/256",
-        "sm90 norm_up mixed/128",
+        "sm90 up_projection 16/128", "sm90 up_projection 16/256", "sm90 qkv_gradient 16/128", "sm90 qkv_gradient 16/256",
     }  # fmt: skip
-    assert len(seen) == 5 * tried + 7
+    assert len(seen) == 4 * tried + 6
 
 
 def test_every_kernel_of_a_block_is_tuned_by_its_own_name(monkeypatch):
@@ -117,18 +124,18 @@ def test_less_shared_memory_than_expected_takes_smaller_tiles_and_remembers_them
         if config["num_stages"] > 1 or config["BLOCK_N"] > 64:
             raise launch.triton.runtime.errors.OutOfResources(200_000, 100_000, "shared memory")
 
-    launch.launch("norm_up", torch.float16, 64, run, torch.device("cpu"))
-    shipped = launch.default_config("sm90", "norm_up", torch.float16, 64)
+    launch.launch("up_projection", torch.float16, 4096, run, torch.device("cpu"))
+    shipped = launch.default_config("sm90", "up_projection", torch.float16, 4096)
     stages, size = shipped["num_stages"], 64 * 128 * 64
     assert seen == [*((n, size) for n in range(stages, 0, -1)), (1, size // 2)]
-    launch.launch("norm_up", torch.float16, 64, run, torch.device("cpu"))
+    launch.launch("up_projection", torch.float16, 4096, run, torch.device("cpu"))
     assert seen[stages + 1 :] == [(1, size // 2)]
 
     def hopeless(config):
         raise launch.triton.runtime.errors.OutOfResources(200_000, 100_000, "shared memory")
 
     with pytest.raises(launch.triton.runtime.errors.OutOfResources):
-        launch.launch("norm_up", torch.float16, 64, hopeless, torch.device("cpu"))
+        launch.launch("up_projection", torch.float16, 4096, hopeless, torch.device("cpu"))
 
 
 class Guard:

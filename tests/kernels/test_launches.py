@@ -44,10 +44,11 @@ def test_what_counts():
 @pytest.mark.parametrize("changes", [{}, {"budget": 0.5}, {"mode": "anchor", "nms": "hard"}], ids=str)
 def test_an_inference_launches_at_most_200_kernels(dtype, changes):
     found = whole_inference(2304, dtype=dtype, **changes)
-    assert 100 < len(found) <= 200  # 423 and with a budget 1132 before layers were fused
+    assert 100 < len(found) <= 140  # 423 and with a budget 1132 before layers were fused; 200 is what was asked for
     names = Counter(launch.name for launch in found)
     assert names["suppress_groups"] == 1
     assert names["attention_forward_kernel"] == 9  # one of every block
+    assert names["mark_kernel"] == names["write_kernel"] == 3  # where a gate says which tokens are active
     assert names["sort"] == names["arange"] == names["cat"] == 0  # constants are kept, places are counted
 
 

@@ -38,10 +38,10 @@ def test_every_stage_runs_dry_and_leaves_its_results(tmp_path):
     tuned = json.loads((tmp_path / "configs.json").read_text())
     shipped = launch._table("configs.json")
     assert tuned["sm80"] == shipped["sm80"]
-    assert set(tuned["sm90"]) == set(shipped["sm90"]) | (set(launch.FAMILIES) - {"lateral", "offsets"})
+    assert set(tuned["sm90"]) == set(shipped["sm90"]) | (set(launch.FAMILIES) - {"offsets"})
     assert "32/16" in tuned["sm90"]["attention_forward"]
-    assert "32/64" in tuned["sm90"]["norm_qkv"]
-    assert tuned["sm90"]["norm_qkv"]["16/4096"] == shipped["sm90"]["linear"]["16/4096"]
+    assert "32/64" in tuned["sm90"]["qkv_projection"]
+    assert tuned["sm90"]["qkv_projection"]["16/4096"] == shipped["sm90"]["linear"]["16/4096"]
 
 
 def test_a_stage_cut_by_time_is_a_failure_that_lists_what_is_missing(tmp_path):

@@ -31,9 +31,12 @@ ARCHITECTURES = ("sm80", "sm90", "sm100")
 ASSUMED = "sm90"  # of tensors that are on no GPU: interpreted, or compiled ahead of time for what ``aot`` sets here
 TUNED: dict[str, Config] = {}  # "<architecture> <kernel> <bits>/<width>" -> what autotuning found in this process
 FITTING: dict[object, Config] = {}  # what a configuration that this device has no room for came down to
+# Configurations with "maxnreg" were chosen where ahead-of-time compilation showed no spill: attention on sm_90 with 128
+# registers, so that two programs fit on a multiprocessor, spills nothing with triton 3.6 and 20 instructions with 3.9.
+LIMITS_REGISTERS = triton.__version__.startswith("3.6.")
 # Users of one tile loop: tuned each on its own, since their depths and neighbours differ, shipped with one set of entries.
 FAMILIES = {
-    "norm_qkv": "linear", "norm_up": "linear", "output_projection": "linear", "down_projection": "linear",
+    "qkv_projection": "linear", "up_projection": "linear", "output_projection": "linear", "down_projection": "linear",
     "linear_gradient": "linear", "qkv_gradient": "linear",
     "down_gradient": "branch_gradient", "output_gradient": "branch_gradient",
     "lateral": "linear", "offsets": "head",
@@ -114,26 +117,24 @@ def architecture_for(capability: tuple[int, int]) -> str:
     return fitting[-1] if fitting else ARCHITECTURES[0]
 
 
-def bits_of(dtype: torch.dtype, rows: torch.dtype | None = None) -> str:
-    """ "16" or "32" for the products' dtype; "mixed" where the rows they are made of are wider and take twice the room."""
-    if dtype.itemsize != 2:
-        return "32"
-    return "16" if rows is None or rows.itemsize == 2 else "mixed"
+def bits_of(dtype: torch.dtype) -> str:
+    return "16" if dtype.itemsize == 2 else "32"
 
 
-def default_config(arch: str, kernel: str, dtype: torch.dtype, width: int, rows: torch.dtype | None = None) -> Config:
+def default_config(arch: str, kernel: str, dtype: torch.dtype, width: int) -> Config:
     """Shipped configuration: the narrowest entry that holds ``width`` columns, else the widest.
 
-    The kernel's own entries, else its family's; for "mixed" without entries those of 16 bits.
+    The kernel's own entries, else its family's.
     """
     table = _table("configs.json")[arch]
     entries = table[kernel] if kernel in table else table[FAMILIES[kernel]]
-    for bits in (bits_of(dtype, rows), bits_of(dtype)):
-        widths = sorted(int(key.split("/")[1]) for key in entries if key.startswith(bits + "/"))
-        if widths:
-            break
+    bits = bits_of(dtype)
+    widths = sorted(int(key.split("/")[1]) for key in entries if key.startswith(bits + "/"))
     chosen = next((w for w in widths if w >= width), widths[-1])
-    return dict(entries[f"{bits}/{chosen}"])
+    config = dict(entries[f"{bits}/{chosen}"])
+    if not LIMITS_REGISTERS:
+        config.pop("maxnreg", None)
+    return config
 
 
 def candidates(kernel: str) -> list[Config]:
@@ -143,22 +144,21 @@ def candidates(kernel: str) -> list[Config]:
 
 
 def launch(
-    kernel: str, dtype: torch.dtype, width: int, run: Callable[[Config], None], device: torch.device,
-    rows: torch.dtype | None = None,
+    kernel: str, dtype: torch.dtype, width: int, run: Callable[[Config], None], device: torch.device
 ) -> None:  # fmt: skip
     """Runs a kernel with its configuration; ``run`` may be called repeatedly and must only write its own outputs.
 
-    ``dtype``: of the products; ``rows``: of the rows that the kernel reads and converts, where that is another one.
+    ``dtype``: of the products.
     """
     arch = architecture(device)
-    config = default_config(arch, kernel, dtype, width, rows)
+    config = default_config(arch, kernel, dtype, width)
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if os.environ.get("TZN_AUTOTUNE") == "1" and not capturing:
-        key = f"{arch} {kernel} {bits_of(dtype, rows)}/{triton.next_power_of_2(width)}"
+        key = f"{arch} {kernel} {bits_of(dtype)}/{triton.next_power_of_2(width)}"
         if key not in TUNED:
             TUNED[key] = fastest([config, *candidates(kernel)], run, device)
         config = TUNED[key]
-    key_of_room = (device, kernel, dtype, rows, *config.items())
+    key_of_room = (device, kernel, dtype, *config.items())
     fitting: Config | None = FITTING.get(key_of_room, config)
     while fitting is not None:
         try:

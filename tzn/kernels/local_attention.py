@@ -163,11 +163,11 @@ def load_statistics(ptr, head, tokens, row, live):
 
 @triton.jit
 def attention_forward_kernel(
-    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, stats_ptr, active_ptr, halo_ptr, slot_ptr, counts_ptr, time_ptr,
+    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, stats_ptr, active_ptr, halo_ptr, slot_ptr, counts_ptr, time_ptr, mask_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_ob, stride_oh, stride_ot, steps, tokens, radius,
     D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
-    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_M
@@ -180,6 +180,10 @@ def attention_forward_kernel(
 
     row = first + tl.arange(0, BLOCK_M)
     live = row < queries
+    if HAS_MASK:
+        live = live & (tl.load(mask_ptr + row, mask=live, other=0) != 0)
+        if tl.sum(live.to(tl.int32), 0) == 0:
+            return
     token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
     if not SPLIT:
         q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
@@ -189,6 +193,8 @@ def attention_forward_kernel(
     for start in range(low, high, BLOCK_N):
         k_row = start + tl.arange(0, BLOCK_N)
         k_live = k_row < high
+        if HAS_MASK:
+            k_live = k_live & (tl.load(mask_ptr + k_row, mask=k_live, other=0) != 0)
         k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
         if SPLIT:
             products = row_products(
@@ -249,13 +255,14 @@ def splits(rows: Tensor) -> bool:
 @on_its_device
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lists: TokenLists | None, steps: int, window: int, out: Tensor,
-    time: Tensor | None = None,
+    time: Tensor | None = None, mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Fills the active rows of ``out``; returns each row's largest score and 1 / sum ``[2, H, N]`` (row i: active token i).
 
     ``q``, ``k``, ``v``, ``out``: ``[B, H, T, D]``, or packed ``[N, H, D]`` in the order of ``lists``; D innermost.
-    ``lists`` None: every token is active. ``time`` ``[N]`` int32: times of the tokens, where recordings of unequal length
-    lie one after the other in one long one; windows are measured on them.
+    ``lists`` None: every token is active, or those of ``mask`` ``[N]`` uint8, each at its own row. ``time`` ``[N]`` int32:
+    times of the tokens, where recordings of unequal length lie one after the other in one long one; windows are measured
+    on them.
     """
     heads, width = heads_and_width(q)
     tokens = q.shape[0] * q.shape[2] if q.dim() == 4 else q.shape[0]
@@ -270,9 +277,10 @@ def attention_forward(
         grid = (triton.cdiv(tokens, config["BLOCK_M"]), heads)
         attention_forward_kernel[grid](
             q, k, v, stand_in if bias is None else bias, out, stats, *pointers, stand_in if time is None else time,
+            stand_in if mask is None else mask,
             *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(out), steps, tokens, window // 2,
             D=width, SCALE=width**-0.5, PACKED=q.dim() == 3, SUBSET=lists is not None, HAS_TIME=time is not None,
-            HAS_BIAS=bias is not None, SPLIT=splits(q),
+            HAS_MASK=mask is not None, HAS_BIAS=bias is not None, SPLIT=splits(q),
             ACC=acc.triton, PRECISION=precision(q.dtype), BLOCK_D=block_width(width), **config,
         )  # fmt: skip
 
