@@ -6,8 +6,8 @@ DEMO := $(VENV)/.tzn-demo
 STAMP := $(VENV)/.tzn-installed
 KERNELS := $(wildcard csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
-.PHONY: demo test docs notebooks dist check-dist test-simd test-arm64 test-extractors evidence-smoke sanitize lint aot bench \
-  bench-ops clean wheel wheel-cuda cuda
+.PHONY: demo test docs notebooks dist check-dist test-simd test-arm64 test-extractors evidence-smoke sanitize lint aot carry \
+  bench bench-ops clean wheel wheel-cuda cuda
 
 demo: $(DEMO)
 	$(BIN)/tzn demo --out demo
@@ -72,9 +72,26 @@ bench: $(STAMP)
 bench-ops: $(STAMP)
 	$(BIN)/python -m benchmarks.ops
 
-# Every Triton kernel compiled for GPUs that are not here; TZN_AOT=all: every dtype and head width.
+# Every Triton kernel compiled for GPUs that are not here; TZN_AOT=all: every dtype and head width. TRITON=3.6.0: by that
+# version, laid beside the environment's own.
+TRITON ?=
 aot: $(STAMP)
-	$(BIN)/python -m benchmarks.aot
+ifneq ($(TRITON),)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
+endif
+	env $(if $(TRITON),PYTHONPATH=build/triton-$(TRITON)) $(BIN)/python -m benchmarks.aot
+
+# What a GPU machine without a network needs beside the sources for benchmarks/run_gpu.sh: the compiled libraries, and the
+# packages that torch does not bring, for CARRY_PYTHON on x86-64 Linux. Copy the tree with tzn/*.so and build/carry.
+CARRY := build/carry
+CARRY_PYTHON ?= 3.12
+carry: $(STAMP)
+	TZN_BUILD=1 TZN_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace
+	rm -rf $(CARRY)
+	$(BIN)/python -m pip install --quiet --no-compile --target $(CARRY) -c constraints.txt --only-binary=:all: \
+	  --python-version $(CARRY_PYTHON) --implementation cp --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
+	  pydantic PyYAML tqdm
+	@du -sh $(CARRY); ls -l tzn/*.so
 
 # One abi3 wheel for Python >= 3.10 and torch >= 2.10; a kernel that does not compile is an error here.
 wheel: $(STAMP)

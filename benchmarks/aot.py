@@ -1,11 +1,11 @@
 """Compiles every Triton kernel for GPUs that are not here and prints what each takes: ``make aot``.
 
-usage: python -m benchmarks.aot [--all] [--out FILE.json] [--processes 2]
+usage: python -m benchmarks.aot [--all] [--only GROUP]... [--architecture 90]... [--out FILE.json] [--processes 2]
 
-For sm_80, sm_90 and sm_100 to cubin, at the shapes of the THUMOS configuration (T = 2304, width 512, window 19). By default the
-main configurations: bfloat16 and float32, 64 and 128 channels per head. ``--all`` (or TZN_AOT=all): float16 too, and 32
-and 256 channels. Columns: registers per thread, instructions that spill, shared memory in KB, tensor-core instructions, and
-how many of the loads from global memory are 128 bits wide.
+For sm_80, sm_90 and sm_100 to cubin, at the shapes of the THUMOS configuration (T = 2304, width 512, window 19; blocks also
+with the tiles of long batches). By default the main configurations: bfloat16 and float32, 64 and 128 channels per head.
+``--all`` (or TZN_AOT=all): float16 too, and 32 and 256 channels. Columns: registers per thread, instructions that spill, shared
+memory in KB, tensor-core instructions, and how many of the loads from global memory are 128 bits wide.
 
 It fails where a main configuration spills, or where a product of matrices is not on tensor cores (HGMMA on sm_90 and
 UTC*MMA on sm_100 where the tile is large enough for them, HMMA elsewhere). Nothing is run, so nothing is timed.
@@ -19,7 +19,8 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ from tzn.files import atomic_write
 ARCHITECTURES = (80, 90, 100)
 STEPS, WIDTH, WINDOW, HIDDEN = 2304, 512, 19, 2048
 PRODUCTS = (
-    "attention", "norm_qkv", "norm_up", "gated_residual", "branch_gradient", "linear_gradient", "qkv_gradient",
-    "weight_gradient",
+    "attention", "qkv", "up", "gated_residual", "branch_gradient", "linear_gradient",
+    "weight_gradient", "conv_norm", "head", "offsets", "lateral",
 )  # fmt: skip
 MAIN_DTYPES, MAIN_WIDTHS = ("bfloat16", "float32"), (64, 128)
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}  # bytes a block may have
@@ -55,22 +56,42 @@ def attention(dtype: torch.dtype, width: int) -> None:
         attention_backward(grad, q, k, v, bias, grad, stats, chosen, STEPS, WINDOW, dq, dk, dv, moments)
 
 
-def block(dtype: torch.dtype, width: int) -> None:
-    """Forward and backward; with 16-bit weights x is float32, as under autocast."""
+def block(dtype: torch.dtype, width: int, batch: int = 1) -> None:
+    """Forward and backward; with 16-bit weights x is also float32, as under autocast."""
     from tzn.kernels import variable_depth_block as kernels
     from tzn.nn import VariableDepthBlock
 
     weights = list(VariableDepthBlock(WIDTH, WIDTH // width, WINDOW, HIDDEN / WIDTH).weights())
     given = [w.detach().to(dtype) for w in weights]
-    gate = torch.ones(1, STEPS)
-    for x in {dtype: torch.zeros(1, STEPS, WIDTH, dtype=dtype), torch.float32: torch.zeros(1, STEPS, WIDTH)}.values():
+    gate = torch.ones(batch, STEPS)
+    for kind in dict.fromkeys((dtype, torch.float32)):
+        x = torch.zeros(batch, STEPS, WIDTH, dtype=kind)
         out, saved = kernels.forward(x, gate, given, gate > 0, keep=True)
         kernels.backward(out, x, gate, given, saved)
 
 
+def long_block(dtype: torch.dtype, width: int) -> None:
+    """More rows than the tiles of short recordings are for."""
+    block(dtype, width, batch=2)
+
+
+def short_block(dtype: torch.dtype, width: int) -> None:
+    """Inference with the tiles of few rows: the coarse levels of a pyramid, with a mask and with a gate."""
+    from tzn.kernels import variable_depth_block as kernels
+    from tzn.nn import VariableDepthBlock
+
+    weights = [
+        w.detach().to(dtype) for w in VariableDepthBlock(WIDTH, WIDTH // width, WINDOW, HIDDEN / WIDTH).weights()
+    ]
+    for steps in (STEPS, 512):
+        x, gate = torch.zeros(1, steps, WIDTH, dtype=dtype), torch.ones(1, steps)
+        for given, mask in ((None, None), (None, gate > 0), (gate, gate > 0)):
+            kernels.forward(x, given, weights, mask, keep=False)
+
+
 def decoding(dtype: torch.dtype, width: int) -> None:
     """Crossings, candidates, segments and pairs, always in float32; suppression is nvcc's (``make cuda``)."""
-    from tzn.kernels import boundary_crossings, decode_segments, pair_segments, select_candidates
+    from tzn.kernels import boundary_crossings, decode_segments, nms, pair_segments, select_candidates
 
     fields = torch.zeros(2, STEPS)
     for estimator in boundary_crossings.ESTIMATORS:
@@ -83,22 +104,57 @@ def decoding(dtype: torch.dtype, width: int) -> None:
     select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000)
     offset = torch.zeros(2, 4096, 2)
     decode_segments.decode_segments(offset[..., 0], offset, offset, ends, ends, 3.0)
+    nms.best_picks(torch.zeros(2, 20, 200, dtype=torch.int32), torch.zeros(2, 20, 200), offset, 200)
     pair_segments.pair_scores((ends[0], ends[2]), (ends[0], ends[2]), scores[:, :STEPS], 16)
 
 
-GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {"attention": attention, "block": block, "decoding": decoding}
+def layers(dtype: torch.dtype, width: int) -> None:
+    """What runs around the blocks in inference."""
+    from tzn.kernels import fused
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype)
+
+    x, mask, norm = zeros(1, STEPS, WIDTH), torch.ones(1, STEPS, dtype=torch.bool), (zeros(WIDTH), zeros(WIDTH))
+    narrow = WIDTH // 2
+    fused.conv_norm(x, zeros(WIDTH, 3 * WIDTH), None, *norm, mask, 1e-5)
+    hidden = fused.conv_norm(x, zeros(narrow, 3 * WIDTH), None, zeros(narrow), zeros(narrow), mask, 1e-5)
+    fused.class_scores(hidden, zeros(20, 3 * narrow), zeros(20), mask)
+    fused.fields(hidden, zeros(4, 3 * narrow), zeros(4), 8.0, 0.05)
+    two, level = (zeros(2, 3 * narrow), zeros(2)), torch.zeros(STEPS, dtype=torch.int64)
+    fused.offsets(hidden, *two, *two, zeros(6), level, torch.zeros(STEPS), 0.02, 1.4)
+    fused.flatten_levels([x], [mask], [(*norm, 1e-5)])
+    half, half_mask = fused.halve(x, mask)
+    context = fused.lateral(half, zeros(narrow, WIDTH), zeros(narrow), half_mask, None, fused.ALONE)
+    fused.lateral(x, zeros(narrow, WIDTH), zeros(narrow), mask, context, fused.DOUBLED)
+    fused.lateral(x, zeros(narrow, WIDTH), zeros(narrow), mask, hidden, fused.SAME)
+    fused.standardise(x, *norm, mask)
+    logits, _, _ = fused.gates(zeros(1, STEPS), None, 3, 0.05)
+    fused.dial(logits, mask, 0.5, 3.0, 0.05, 50)
 
 
-def tasks(everything: bool) -> Iterator[Task]:
+GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {
+    "block": block, "long_block": long_block, "short_block": short_block, "attention": attention, "layers": layers,
+    "decoding": decoding,
+}  # fmt: skip
+
+
+def tasks(everything: bool, groups: Sequence[str], architectures: Sequence[int]) -> Iterator[Task]:
     """The longest first, so that processes end together."""
-    for capability in ARCHITECTURES:
+    for capability in architectures:
+        found: list[Task] = []
         for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
-            yield capability, "block", dtype, 128
+            found.append((capability, "block", dtype, 128))
+            if dtype != "float32":  # has the same tiles for any number of rows
+                found.append((capability, "long_block", dtype, 128))
+            found.append((capability, "short_block", dtype, 128))
         for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
             for width in ALL_WIDTHS if everything else MAIN_WIDTHS:
                 if everything or (dtype, width) != ("float32", 128):  # the block has that one
-                    yield capability, "attention", dtype, width
-        yield capability, "decoding", "float32", 0
+                    found.append((capability, "attention", dtype, width))
+            found.append((capability, "layers", dtype, 0))
+        found.append((capability, "decoding", "float32", 0))
+        yield from (task for task in found if task[1] in groups)
 
 
 def compile_task(task: Task) -> list[dict[str, object]]:
@@ -143,6 +199,8 @@ def table_of(rows: list[dict[str, object]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", default=os.environ.get("TZN_AOT") == "all")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="default: every group")
+    parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, action="append", help="default: all three")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
@@ -150,7 +208,10 @@ def main() -> int:
         parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled")
     begin = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-        parts = pool.imap_unordered(compile_task, tasks(arguments.all))
+        parts = pool.imap_unordered(
+            compile_task,
+            tasks(arguments.all, arguments.only or tuple(GROUPS), arguments.architecture or ARCHITECTURES),
+        )
         rows = [row for part in parts for row in part]
     rows.sort(key=lambda r: (int(str(r["architecture"])[3:]), str(r["kernel"]), str(r["variant"])))
     print(table_of(rows))
@@ -158,7 +219,11 @@ def main() -> int:
         with atomic_write(arguments.out) as file:
             json.dump(rows, file, indent=1)
     wrong = faults(rows)
-    print(f"\n{len(rows)} variants compiled in {time.perf_counter() - begin:.0f} s, {len(wrong)} faults")
+    spilling = sum(bool(row["spills"]) for row in rows)
+    print(
+        f"\ntriton {metadata.version('triton')}: {len(rows)} variants compiled in {time.perf_counter() - begin:.0f} s, "
+        f"{spilling} of them spill, {len(wrong)} faults"
+    )
     print("\n".join(wrong))
     return 1 if wrong else 0
 

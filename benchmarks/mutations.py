@@ -72,8 +72,8 @@ FAULTS = [
     Fault("tzn/kernels/local_attention.py", "total * shrink + tl.sum(weights, 1)", "total + tl.sum(weights, 1)", ATTENTION, True),
     Fault("tzn/kernels/local_attention.py", "weights * (dweights - delta[:, None])\n        dq", "weights * dweights\n        dq", ATTENTION, True),
     Fault("tzn/kernels/active_tokens.py", "before_active + tl.cumsum(active, 0) - active", "before_active + tl.cumsum(active, 0)", BLOCK, True),
-    Fault("tzn/kernels/_linear.py", "0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))", "0.5 * x * (1.0 + tl.erf(x))", BLOCK, True),
-    Fault("tzn/kernels/variable_depth_block.py", "copy_idle_rows(rows, lists.flags, 1, out)", "copy_idle_rows(rows, lists.flags, 2, out)", BLOCK, True),
+    Fault("tzn/kernels/_linear.py", "0.5 * (1.0 + tl.erf(x * SQRT_HALF))", "0.5 * (1.0 + tl.erf(x))", BLOCK, True),
+    Fault("tzn/kernels/variable_depth_block.py", "copy_idle_rows(grad, lists.flags, 2, dx)", "copy_idle_rows(grad, lists.flags, 1, dx)", BLOCK, True),
 ]  # fmt: skip
 
 

@@ -151,7 +151,7 @@ UNCOMPARED = {"lib", "depth", "controls", "heterogeneity", "ludb", "distillation
     ids=str,
 )
 def test_every_program_that_compares_times_checks_parity(path):
-    assert re.search(r"\b(parity\.same|checked)\(", (BENCHMARKS / path).read_text())
+    assert re.search(r"\b(parity\.same|s\.same|checked)\(", (BENCHMARKS / path).read_text())
 
 
 def test_what_a_result_says_about_its_run(monkeypatch, tmp_path):

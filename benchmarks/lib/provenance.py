@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def command() -> str:
     return shlex.join(["python", *program.split(), *words])
 
 
+@cache
 def commit() -> str:
     """Short name of the checked-out commit, "+" where files differ from it; "unknown" outside a repository."""
     git = ["git", "-C", str(ROOT)]
@@ -85,8 +87,16 @@ def facts(device: str = "cpu", packages: Sequence[str] = ("tzn", "torch")) -> di
     """Command, commit, date, machine and versions: what every result file starts with."""
     return {
         "command": command(), "commit": commit(), "date": date.today().isoformat(), "machine": machine(device),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }  # fmt: skip
+
+
+def version(package: str) -> str:
+    """Of an installed package; tzn may also run from its sources, installed nowhere."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def line(content: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ARCHITECTURES = (80, 90, 100)
-METHODS = ("gaussian", "linear", "zero", "remove")  # of csrc/suppression_rule.h
+METHODS = ("gaussian", "linear", "zero", "remove", "remove_distant")  # of csrc/suppression_rule.h
 FLAGS = [
     "-std=c++20", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static", "-Xptxas", "-v",
     "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000",

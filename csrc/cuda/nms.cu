@@ -76,7 +76,9 @@ std::tuple<GroupTensor, GroupTensor, GroupTensor> suppress_groups(
         reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  const int threads = given.number > 4096 ? MOST_THREADS : given.number > 256 ? 256 : 64;
+  // A pick waits for a barrier of the block: no more warps than members keep busy. One class of many has a share of them.
+  const int64_t members = given.number / given.groups;
+  const int threads = members > 4096 ? MOST_THREADS : given.number > 256 ? 256 : 64;
   kernel<<<static_cast<unsigned>(rows), threads, bytes, static_cast<cudaStream_t>(stream)>>>(
       candidates, picks, decay, places, static_cast<float*>(table.data_ptr()), table_places);
   STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -6,7 +6,7 @@
 //            reductions over warps and over the block; one barrier a pick
 //   decay    what the pick overlaps, fused with the search for the next pick; a thread writes its own places only
 //
-// Read: labels once or twice, segments and scores once; then the table, 16 bytes a candidate and pick. Written: the picks.
+// Read: labels and scores twice, segments once; then the table, 16 bytes a candidate and pick. Written: the picks.
 // Bound by the latency of barriers and of the two reductions of a pick, not by memory, as long as the table is in shared.
 //
 // This file calls nothing but threadIdx, blockDim, __syncthreads and warp primitives, so that tests compile the same code
@@ -47,7 +47,7 @@ struct Best {
 // Shared by a block's threads besides its members.
 struct Workspace {
   Best best[2][WARP];  // of every warp, for picks of even and odd number: one barrier a pick is enough
-  int votes[WARP];
+  unsigned own[WARP], lower[WARP];  // members that every warp found, of the group and of those before it
 };
 
 __device__ inline unsigned lane() { return threadIdx.x % WARP; }
@@ -77,18 +77,6 @@ __device__ inline Best best_of_block(Best mine, Best* of_warps) {
   return best_of_warp(lane() < warps() ? of_warps[lane()] : Best{0, NOWHERE});
 }
 
-// How many threads before this one vote yes; `total`: of the block.
-__device__ inline int count_before(bool yes, int* votes, int& total) {
-  const unsigned ballot = __ballot_sync(ALL_LANES, yes);
-  if (lane() == 0) votes[warp()] = __popc(ballot);
-  __syncthreads();
-  const unsigned count = lane() < warps() ? votes[lane()] : 0;
-  total = static_cast<int>(__reduce_add_sync(ALL_LANES, count));
-  const unsigned before = __reduce_add_sync(ALL_LANES, lane() < warp() ? count : 0);
-  __syncthreads();  // votes are written again by the next call
-  return static_cast<int>(before) + __popc(ballot & ((1u << lane()) - 1));
-}
-
 // One recording of the candidates.
 struct Recording {
   const float *segments, *scores;
@@ -113,37 +101,53 @@ struct Recording {
   }
 };
 
-// Where the group's members begin in a table of all groups; `own`: how many there are.
-__device__ inline int members_before(const Recording& in, int group, int* votes, int& own) {
-  int before = 0;
-  own = 0;
-  for (int first = 0; first < in.number; first += blockDim.x) {
-    const int i = first + threadIdx.x, of = i < in.number ? in.group_of(i) : -1;
-    int lower, same;
-    count_before(of >= 0 && of < group, votes, lower);
-    count_before(of == group, votes, same);
-    before += lower, own += same;
+// What a warp counts in its own part of the candidates: they go to warps in consecutive parts, so that ranks need two barriers
+// for all of them and not two for every 32 of a warp.
+struct Part {
+  int first, last;    // candidates
+  int place, before;  // where the warp's first member goes; members of lower groups in the whole recording
+  int count;          // members of the group in the whole recording
+};
+
+__device__ inline Part count_members(const Recording& in, int group, Workspace& work) {
+  const int each = (in.number + static_cast<int>(blockDim.x) - 1) / static_cast<int>(blockDim.x) * static_cast<int>(WARP);
+  Part part{};
+  part.first = static_cast<int>(warp()) * each;
+  part.last = part.first + each < in.number ? part.first + each : in.number;
+  unsigned own = 0, lower = 0;
+  for (int i = part.first + static_cast<int>(lane()); i < part.last; i += WARP) {
+    const int of = in.group_of(i);
+    own += of == group;
+    lower += of >= 0 && of < group;
   }
-  return before;
+  own = __reduce_add_sync(ALL_LANES, own);
+  lower = __reduce_add_sync(ALL_LANES, lower);
+  if (lane() == 0) work.own[warp()] = own, work.lower[warp()] = lower;
+  __syncthreads();
+  const bool there = lane() < warps();
+  const unsigned count = there ? work.own[lane()] : 0;
+  part.count = static_cast<int>(__reduce_add_sync(ALL_LANES, count));
+  part.place = static_cast<int>(__reduce_add_sync(ALL_LANES, lane() < warp() ? count : 0));
+  part.before = static_cast<int>(__reduce_add_sync(ALL_LANES, there ? work.lower[lane()] : 0));
+  return part;
 }
 
-__device__ inline int gather_members(const Recording& in, int group, const Members& members, int* votes) {
-  int count = 0;
-  for (int first = 0; first < in.number; first += blockDim.x) {
-    const int i = first + threadIdx.x;
-    const bool mine = i < in.number && in.group_of(i) == group;
-    int found;
-    const int place = count + count_before(mine, votes, found);
+__device__ inline void gather_members(const Recording& in, int group, const Part& part, const Members& members) {
+  int next = part.place;
+  for (int from = part.first; from < part.last; from += WARP) {
+    const int i = from + static_cast<int>(lane());
+    const bool mine = i < part.last && in.group_of(i) == group;
+    const unsigned ballot = __ballot_sync(ALL_LANES, mine);
+    const int place = next + __popc(ballot & ((1u << lane()) - 1));
     if (mine) {
       members.start[place] = in.segments[2 * static_cast<int64_t>(i)];
       members.end[place] = in.segments[2 * static_cast<int64_t>(i) + 1];
       members.score[place] = in.scores[i];
       members.index[place] = i;
     }
-    count += found;
+    next += __popc(ballot);
   }
   __syncthreads();
-  return count;
 }
 
 // Decays this thread's members by a pick and returns the best of what is left.
@@ -189,13 +193,11 @@ __device__ inline void suppress_group(
   const int64_t which = row / all.groups;
   const int group = static_cast<int>(row % all.groups);
   const Recording in(all, which);
-  Members members = members_in(shared, shared_places, 0);
-  if (in.number > shared_places) {
-    int own;
-    const int before = members_before(in, group, work.votes, own);
-    if (own > shared_places) members = members_in(table, table_places, which * all.number + before);
-  }
-  const int count = gather_members(in, group, members, work.votes);
+  const Part part = count_members(in, group, work);
+  const int count = part.count;
+  const Members members = count > shared_places ? members_in(table, table_places, which * all.number + part.before)
+                                                : members_in(shared, shared_places, 0);
+  gather_members(in, group, part, members);
 
   int* index = picks.index + row * picks.capacity;
   float* score = picks.score + row * picks.capacity;

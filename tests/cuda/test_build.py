@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def test_a_clean_kernel():
     build_cuda.check_usage(usage)
     row = "| suppress_groups<linear> | sm_90 | 39 | 0 | 0 | 640 |"
     assert build_cuda.table(usage).splitlines()[-1] == row
+
+
+def test_every_method_of_the_rule_has_a_name():
+    source = (ROOT / "csrc" / "suppression_rule.h").read_text()
+    named = re.search(r"enum class Method : int64_t \{ (.*?) \}", source)
+    assert named is not None
+    names = [build_cuda.readable(NAME.replace("MethodE1E", f"MethodE{i}E")) for i in range(5)]
+    assert names == [f"suppress_groups<{method}>" for method in named.group(1).split(", ")]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracle import assert_as_good_as_eager, random_masks
+from oracle import TF32_SLACK, assert_as_good_as_eager, random_masks
 
 from tzn import reference
 from tzn.kernels.active_tokens import compact
@@ -68,6 +68,49 @@ def test_error_against_eager(dtype, width, exact_products):
     exact = _reference(*(x.double() for x in (q, k, v, bias)), 19, mask, query, grad.double())
     for a, b, c in zip(given, eager, exact, strict=True):
         assert_as_good_as_eager(a, b, c, slack=1.0 if dtype == torch.float32 else 2.0)
+
+
+def _tf32(x):
+    """Rounded to the 10 bits of mantissa that tensor cores read."""
+    bits = (x.astype(np.float32).view(np.uint32).astype(np.uint64) + 0x1000) & 0xFFFFE000
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def _cut(x):
+    """float64 to float32 towards zero."""
+    y = x.astype(np.float32)
+    return np.where(np.abs(y.astype(np.float64)) > np.abs(x), np.nextafter(y, np.float32(0)), y)
+
+
+@pytest.mark.parametrize("products", [3, 1])
+def test_float32_on_tensor_cores_has_a_budget(products, monkeypatch):
+    """Three TF32 products stay within it, one does not: what the GPU's parity is held to, at the depth where it is worst."""
+    multiply = np.matmul
+
+    def on_tensor_cores(a, b, dtype=None, **more):
+        if a.dtype != np.float32:
+            return multiply(a, b, dtype=dtype, **more)
+        (a_high, b_high), total = (_tf32(a), _tf32(b)), np.zeros(multiply(a, b).shape, np.float32)
+        parts = [(_tf32(a - a_high), b_high), (a_high, _tf32(b - b_high)), (a_high, b_high)][-products:]
+        for x, y in parts:
+            for k in range(0, a.shape[-1], 8):
+                product = multiply(x[..., k : k + 8].astype(np.float64), y[..., k : k + 8, :].astype(np.float64))
+                total = _cut(total.astype(np.float64) + product)
+        return total.astype(dtype or a.dtype)
+
+    q, k, v, bias = _inputs(1, 40, 19, 256, torch.float32)
+    grad = torch.randn(q.shape)
+    monkeypatch.setattr(np, "matmul", on_tensor_cores)
+    given = _kernels(q, k, v, bias, 19, None, None, grad)
+    monkeypatch.setattr(np, "matmul", multiply)
+    eager = _reference(q, k, v, bias, 19, None, None, grad)
+    exact = _reference(*(x.double() for x in (q, k, v, bias)), 19, None, None, grad.double())
+    for a, b, c in zip(given, eager, exact, strict=True):
+        if products == 3:
+            assert_as_good_as_eager(a, b, c, TF32_SLACK["attention"])
+        else:
+            with pytest.raises(AssertionError, match="exceeds"):
+                assert_as_good_as_eager(a, b, c, TF32_SLACK["block"])
 
 
 def test_packed_rows_give_the_dense_result():

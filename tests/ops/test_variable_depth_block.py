@@ -51,6 +51,18 @@ def test_output_and_gradients_are_those_of_the_dense_formula(name, batch, steps,
     assert torch.equal(given[0][inactive], x[inactive])  # bit for bit
 
 
+def test_without_a_gate_any_token_may_be_invalid():
+    """No gradients, no gate: the mask alone says where tokens are, also in the middle of a tile and of a recording."""
+    x, weights = _case(3, 150, 1.0, None)[0], _weights(7)
+    mask = torch.rand(3, 150, generator=torch.Generator().manual_seed(5)) < 0.5
+    mask[0, 40:140] = False
+    mask[1] = False
+    with torch.no_grad():
+        given = ops.variable_depth_block(x, None, weights, mask=mask)
+    torch.testing.assert_close(given, _formula(x, None, weights, mask), rtol=1e-10, atol=1e-11)
+    assert torch.equal(given[~mask], x[~mask])
+
+
 def test_gate_one_is_the_ordinary_block_exactly():
     x, _, mask = _case(2, 50, 1.0, (50, 31))
     weights = _weights(7)

@@ -101,21 +101,25 @@ class GraphedDetector:
         device = next(model.parameters()).device
         if device.type != "cuda":
             raise ValueError(f"model: got device {device}, expected a CUDA device")
-        self.features = torch.zeros(batch, steps, model.config.feature_dim, dtype=dtype, device=device)
-        self.mask = torch.ones(batch, steps, dtype=torch.bool, device=device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                detect(model, self.features, self.mask, config)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.detections = detect(model, self.features, self.mask, config)
+        self.device = device
+        with torch.cuda.device(device):
+            self.features = torch.zeros(batch, steps, model.config.feature_dim, dtype=dtype, device=device)
+            self.mask = torch.ones(batch, steps, dtype=torch.bool, device=device)
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    detect(model, self.features, self.mask, config)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            # Without a stream of its own a capture takes one that all captures share, of the device of the first.
+            with torch.cuda.graph(self.graph, stream=stream):
+                self.detections = detect(model, self.features, self.mask, config)
 
     def __call__(self, features: Tensor, mask: Tensor | None = None) -> FixedDetections:
         """Detections; the same tensors every time, valid until the next call."""
-        self.features.copy_(features, non_blocking=True)
-        self.mask.fill_(True) if mask is None else self.mask.copy_(mask, non_blocking=True)
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.features.copy_(features, non_blocking=True)
+            self.mask.fill_(True) if mask is None else self.mask.copy_(mask, non_blocking=True)
+            self.graph.replay()
         return self.detections

@@ -1,17 +1,20 @@
-"""Compiles every kernel for GPUs that are not here and reads what the compiler made of it (``make aot``).
+"""Compiles every kernel for GPUs that are not here and reads what the compiler made of it (``make aot``), or compiles them
+side by side before a GPU has to wait for them (``benchmarks/gpu/precompile.py``).
 
 The launchers themselves choose the variants: they run on CPU tensors while a stub driver names the target and launches are
-compiled instead of run. From the binary: registers, stack and shared memory (cuobjdump), and from its disassembly the matrix
-instructions (HMMA; HGMMA on sm_90; UTC*MMA on sm_100), 128-bit global loads, and loads and stores of spilled registers.
+compiled, or only noted, instead of run. From the binary: registers, stack and shared memory (cuobjdump), and from its
+disassembly the matrix instructions (HMMA; HGMMA on sm_90; UTC*MMA on sm_100), 128-bit global loads, and loads and stores of
+spilled registers.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +66,28 @@ class _Stub:
         return torch.device("cpu")
 
 
+class Variant(NamedTuple):
+    """What one launch compiles: a kernel, its argument types, constants and options."""
+
+    module: str
+    kernel: str
+    specialization: str  # JSON of Triton's
+
+
+@contextmanager
+def _targeting(capability: int, run: Callable[..., Any]) -> Iterator[None]:
+    """Inside, the target is ``capability`` and ``run`` stands in for launching a kernel."""
+    original, assumed = JITFunction.run, launch.ASSUMED
+    driver.set_active(_Stub(capability))
+    JITFunction.run = run
+    launch.ASSUMED = launch.architecture_for(divmod(capability, 10))
+    try:
+        yield
+    finally:
+        JITFunction.run, launch.ASSUMED = original, assumed
+        driver.reset_active() if torch.cuda.is_available() else driver.set_active(_Stub(capability))
+
+
 @contextmanager
 def collect(capability: int) -> Iterator[list[tuple[str, Any]]]:
     """Inside, every launch of a kernel compiles it for ``capability`` and appends (name, compiled kernel)."""
@@ -78,14 +103,58 @@ def collect(capability: int) -> Iterator[list[tuple[str, Any]]]:
             found.append((self.__name__, kernel))
         return kernel
 
-    driver.set_active(_Stub(capability))
-    JITFunction.run = compile_only
-    launch.ASSUMED = f"sm{capability}"
-    try:
+    with _targeting(capability, compile_only):
         yield found
+
+
+@contextmanager
+def variants(capability: int) -> Iterator[dict[Variant, None]]:
+    """Inside, launches compile and run nothing: what each would compile is noted, in order, once.
+
+    Tensors that a launch is given are zero afterwards, so that what is counted and indexed with them is in range.
+    """
+    found: dict[Variant, None] = {}
+    original = JITFunction.run
+
+    def note(fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        found[Variant(fn.module, fn.name, compile["specialization_data"])] = None
+        return True  # compiles nothing
+
+    def note_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = original(self, *args, grid=grid, warmup=True, **kwargs)
+        for x in args:
+            if isinstance(x, torch.Tensor) and x.numel() < MOST_ZEROED and 0 not in x.stride():
+                x.data.zero_()  # unseen by autograd, which would refuse a change of what it keeps
+        return kernel
+
+    before = triton.knobs.runtime.jit_cache_hook
+    triton.knobs.runtime.jit_cache_hook = note
+    try:
+        with _targeting(capability, note_only):
+            yield found
     finally:
-        JITFunction.run = original
-        driver.reset_active() if torch.cuda.is_available() else driver.set_active(_Stub(capability))
+        triton.knobs.runtime.jit_cache_hook = before
+
+
+MOST_ZEROED = 1 << 26  # elements: larger tensors stay untouched, so that no memory backs them
+
+
+def compile_variant(variant: Variant, capability: int) -> bool:
+    """Puts a variant's binary into Triton's cache on disk; False: it lay there already."""
+    hits: list[bool] = []
+
+    def note(*, cache_hit: bool, **_: Any) -> None:
+        hits.append(cache_hit)
+
+    kernel = getattr(importlib.import_module(variant.module), variant.kernel)
+    before = triton.knobs.compilation.listener
+    triton.knobs.compilation.listener = note
+    try:
+        with _targeting(capability, JITFunction.run):
+            kernel.preload(variant.specialization)
+    finally:
+        triton.knobs.compilation.listener = before
+    return not all(hits)
 
 
 def resources(architecture: str, name: str, variant: str, kernel: Any) -> Resources:

@@ -1,4 +1,4 @@
-"""Row-wise parts of a block: LayerNorm statistics and backward, rows that pass through, and the gradient of the gate.
+"""Row-wise parts of a block: LayerNorm and its backward pass, rows that pass through, and the gradient of the gate.
 
     xhat = (x - mean) * rstd,   n = xhat * gamma + beta,   rstd = 1 / sqrt(var + 1e-5)
     dx = rstd * (dn * gamma - mean(dn * gamma) - xhat * mean(dn * gamma * xhat))
@@ -30,38 +30,73 @@ class Statistics(NamedTuple):
 
 
 @triton.jit
-def statistics_kernel(
-    x_ptr, list_ptr, count_ptr, mean_ptr, rstd_ptr, stride,
-    D: tl.constexpr, GATHER: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+def normalise_kernel(
+    x_ptr, flags_ptr, count_ptr, gamma_ptr, beta_ptr, normed_ptr, mean_ptr, rstd_ptr, out_ptr, tokens, stride,
+    D: tl.constexpr, PACKED: tl.constexpr, HAS_FLAGS: tl.constexpr, BIT: tl.constexpr, KEEP: tl.constexpr,
+    COPY: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    count = tl.load(count_ptr)
     first = tl.program_id(0) * ROWS
-    if first >= count:
-        return
+    count = tokens
+    if PACKED:
+        count = tl.load(count_ptr)
+        if first >= count:
+            return
     row = first + tl.arange(0, ROWS)
-    live = row < count
-    if GATHER:
-        row = tl.load(list_ptr + row, mask=live, other=0)
+    wanted = row < count
+    idle = row < 0
+    if HAS_FLAGS:
+        flags = tl.load(flags_ptr + row, mask=wanted, other=0).to(tl.int32)
+        idle = wanted & ((flags & 1) == 0)
+        wanted = wanted & ((flags & BIT) != 0)
     column = tl.arange(0, BLOCK_D)
-    inside = live[:, None] & (column < D)[None, :]
-    x = tl.load(x_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0).to(ACC)
+    within = (column < D)[None, :]
+    inside = wanted[:, None] & within
+    read = inside
+    if COPY:
+        read = (wanted | idle)[:, None] & within
+    long_row = row.to(tl.int64)
+    given = tl.load(x_ptr + long_row[:, None] * stride + column[None, :], mask=read, other=0.0)
+    if COPY:
+        tl.store(out_ptr + long_row[:, None] * D + column[None, :], given, mask=idle[:, None] & within)
+    x = given.to(ACC)
     mean = tl.sum(x, 1) / D
     centred = tl.where(inside, x - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / D
-    tl.store(mean_ptr + row, mean, mask=live)
-    tl.store(rstd_ptr + row, 1.0 / tl.sqrt(variance + EPS), mask=live)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + EPS)
+    gamma = tl.load(gamma_ptr + column, mask=column < D, other=0.0).to(ACC)
+    beta = tl.load(beta_ptr + column, mask=column < D, other=0.0).to(ACC)
+    normed = centred * rstd[:, None] * gamma[None, :] + beta[None, :]
+    place = normed_ptr + long_row[:, None] * D + column[None, :]
+    tl.store(place, normed.to(normed_ptr.dtype.element_ty), mask=inside)
+    if KEEP:
+        tl.store(mean_ptr + row, mean, mask=wanted)
+        tl.store(rstd_ptr + row, rstd, mask=wanted)
 
 
-def row_statistics(x: Tensor, rows: Tensor | None, count: Tensor) -> Statistics:
-    """Mean and 1 / std of the rows of ``x`` ``[N, D]`` named in ``rows`` (None: the first ``count``), at their places."""
+def normalise(
+    x: Tensor, gamma: Tensor, beta: Tensor, dtype: torch.dtype, *, flags: Tensor | None = None, bit: int = 1,
+    count: Tensor | None = None, keep: bool = False, idle: Tensor | None = None,
+) -> tuple[Tensor, Statistics]:  # fmt: skip
+    """LayerNorm of rows of ``x`` ``[N, D]`` in ``dtype``, each at its place; other places stay as they are.
+
+    Args:
+        dtype: of the products that read the rows.
+        flags: ``[N]`` uint8; rows that have ``bit`` in theirs (None: all).
+        count: the first so many rows, a number on the device (None: all).
+        keep: whether the statistics are to be filled in, for a backward pass.
+        idle: takes the rows whose flags lack bit 0, bit for bit.
+    """
     number, width = x.shape
     acc = accumulator(x.dtype)
-    found = Statistics(*(torch.empty(number, dtype=acc.torch, device=x.device) for _ in range(2)))
-    statistics_kernel[(triton.cdiv(number, ROWS),)](
-        x, count if rows is None else rows, count, *found, x.stride(0), D=width, GATHER=rows is not None,
-        ACC=acc.triton, BLOCK_D=triton.next_power_of_2(width), ROWS=ROWS,
-    )  # fmt: skip
-    return found
+    normed = torch.empty(number, width, dtype=dtype, device=x.device)
+    found = Statistics(*(torch.empty(number if keep else 0, dtype=acc.torch, device=x.device) for _ in range(2)))
+    if number:
+        normalise_kernel[(triton.cdiv(number, ROWS),)](
+            x, normed if flags is None else flags, normed if count is None else count, gamma, beta, normed,
+            *(found if keep else (normed, normed)), normed if idle is None else idle, number, x.stride(0), D=width,
+            PACKED=count is not None, HAS_FLAGS=flags is not None, BIT=bit, KEEP=keep,
+            COPY=idle is not None and flags is not None, ACC=acc.triton, BLOCK_D=triton.next_power_of_2(width), ROWS=ROWS,
+        )  # fmt: skip
+    return normed, found
 
 
 @triton.jit

@@ -1,14 +1,15 @@
-"""Matrix products over the rows that a list names, with LayerNorm in front and gate, residual and scatter behind.
+"""Matrix products over the rows that a list names, or a mask, with gate, residual and scatter behind.
 
-    norm_qkv:        q[i] = LN(x[active i]) Wq^T + bq        kv[j] = LN(x[halo j]) Wkv^T + bkv      (one launch)
-    norm_up:         h[i] = gelu(LN(y[i]) Wup^T + bup)
+    qkv:             q[i] = x[active i] Wq^T + bq        kv[j] = x[halo j] Wkv^T + bkv      (one launch; x: normalised rows)
+    up_projection:   h[i] = gelu(x[i] Wup^T + bup)
     gated_residual:  y[i] = x[active i] + g (a[i] W^T + b),  or scattered: out[active i] = y[i] + g (h[i] W^T + b)
 
 Tile picture: one program computes BLOCK_M rows x BLOCK_N columns over the whole depth. The grid covers the capacity N; the
 number of rows is read on the device and programs past it leave at once. Column tiles run fastest, so the programs that
-share gathered rows run together and find them in L2; weights (6 MB at width 512) stay in L2. Gather and LayerNorm happen
-on the way from memory to the tensor cores, on statistics of two floats per row: normalised rows are never written.
-Reads the rows once from memory, writes the result once; intermediates are packed, A rows and not N.
+share gathered rows run together and find them in L2; weights (6 MB at width 512) stay in L2. Rows are normalised before
+(``_layer_norm.py``), so that what a tile reads goes to the tensor cores as it is: 12 to 16 column tiles would each do it again.
+Reads the rows once from memory, writes the result once; intermediates are packed, A rows and not N. Where no gate says which
+tokens are active there are no lists: rows are tokens, and tiles without a valid token leave at once.
 
 Gradients of the gathered matrix products, with their neighbours fused; deterministic.
 
@@ -52,8 +53,20 @@ class Linear(NamedTuple):
 
 
 @triton.jit
-def gelu(x):
-    return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+def normal_cdf(x, NARROW: tl.constexpr):
+    """Of a standard normal variable. NARROW, for results of 16 bits: Abramowitz and Stegun 7.1.26, within 1e-7, in a dozen
+    instructions in place of the two branches of erf; the lower tail without the cancellation of 1 + erf."""
+    if NARROW:
+        t = 1.0 / (1.0 + 0.23164190 * tl.abs(x))
+        tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
+        tail *= tl.exp2(-0.7213475204444817 * x * x)
+        return tl.where(x < 0, tail, 1.0 - tail)
+    return 0.5 * (1.0 + tl.erf(x * SQRT_HALF))
+
+
+@triton.jit
+def gelu(x, NARROW: tl.constexpr):
+    return x * normal_cdf(x, NARROW)
 
 
 @triton.jit
@@ -82,22 +95,20 @@ def accumulate(
 
 
 @triton.jit
-def norm_linear_tile(
-    x_ptr, rows, live, mean, rstd, gamma_ptr, beta_ptr, w_ptr, bias_ptr, tile, D: tl.constexpr, N: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """LN(x) W^T + b for BLOCK_M rows and column tile ``tile``; also the columns."""
-    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for start in range(0, D, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        w = weight_tile(w_ptr, k, column, D, 1, D, N, BLOCK_K, BLOCK_N)
-        x = tl.load(x_ptr + rows[:, None] + k[None, :], mask=live[:, None] & (k < D)[None, :], other=0.0).to(ACC)
-        gamma = tl.load(gamma_ptr + k, mask=k < D, other=0.0).to(ACC)
-        beta = tl.load(beta_ptr + k, mask=k < D, other=0.0).to(ACC)
-        normed = (x - mean[:, None]) * rstd[:, None] * gamma[None, :] + beta[None, :]
-        acc = tl.dot(normed.to(w.dtype), w, acc, input_precision=PRECISION, out_dtype=ACC)
-    return acc + tl.load(bias_ptr + column, mask=column < N, other=0.0).to(ACC)[None, :], column
+def rows_of_tile(
+    list_ptr, count_ptr, mask_ptr, tokens, first, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Rows of a tile, their tokens, which of them exist, and how many: a list's, or all tokens but those of a mask."""
+    row = first + tl.arange(0, BLOCK_M)
+    if LISTED:
+        count = tl.load(count_ptr)
+        live = row < count
+        return row, tl.load(list_ptr + row, mask=live, other=0), live, count - first
+    live = row < tokens
+    if HAS_MASK:
+        live = live & (tl.load(mask_ptr + row, mask=live, other=0) != 0)
+        return row, row, live, tl.sum(live.to(tl.int32), 0)
+    return row, row, live, tokens - first
 
 
 @triton.jit
@@ -107,78 +118,85 @@ def store_tile(out_ptr, rows, column, values, live, N: tl.constexpr):
 
 
 @triton.jit
-def norm_qkv_kernel(
-    x_ptr, mean_ptr, rstd_ptr, gamma_ptr, beta_ptr, wq_ptr, bq_ptr, wkv_ptr, bkv_ptr, q_ptr, kv_ptr,
-    active_ptr, halo_ptr, counts_ptr, stride_x,
-    D: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+def qkv_kernel(
+    x_ptr, wq_ptr, bq_ptr, wkv_ptr, bkv_ptr, q_ptr, kv_ptr, active_ptr, halo_ptr, counts_ptr, mask_ptr, tokens,
+    D: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """Column tiles of the queries first, then those of keys and values: one loop for both, whose buffers stand once."""
     tile = tl.program_id(0)
-    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_tiles = tl.cdiv(D, BLOCK_N)
-    if tile < query_tiles:
-        count = tl.load(counts_ptr)
-        if tl.program_id(1) * BLOCK_M < count:
-            live = row < count
-            token = tl.load(active_ptr + row, mask=live, other=0)
-            mean = tl.load(mean_ptr + token, mask=live, other=0.0)
-            rstd = tl.load(rstd_ptr + token, mask=live, other=0.0)
-            q, column = norm_linear_tile(
-                x_ptr, token.to(tl.int64) * stride_x, live, mean, rstd, gamma_ptr, beta_ptr, wq_ptr, bq_ptr, tile, D, D,
-                ACC, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-            store_tile(q_ptr, row.to(tl.int64), column, q, live, D)
-    else:
-        count = tl.load(counts_ptr + 1)
-        if tl.program_id(1) * BLOCK_M < count:
-            live = row < count
-            token = tl.load(halo_ptr + row, mask=live, other=0)
-            mean = tl.load(mean_ptr + token, mask=live, other=0.0)
-            rstd = tl.load(rstd_ptr + token, mask=live, other=0.0)
-            kv, column = norm_linear_tile(
-                x_ptr, token.to(tl.int64) * stride_x, live, mean, rstd, gamma_ptr, beta_ptr, wkv_ptr, bkv_ptr,
-                tile - query_tiles, D, 2 * D, ACC, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-            store_tile(kv_ptr, row.to(tl.int64), column, kv, live, 2 * D)
+    query_tiles: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
+    width = D
+    w_ptr = wq_ptr
+    bias_ptr = bq_ptr
+    out_ptr = q_ptr
+    list_ptr = active_ptr
+    if tile >= query_tiles:
+        tile -= query_tiles
+        width = 2 * D
+        w_ptr = wkv_ptr
+        bias_ptr = bkv_ptr
+        out_ptr = kv_ptr
+        list_ptr = halo_ptr
+        counts_ptr += 1
+    row, token, live, number = rows_of_tile(
+        list_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
+    )
+    if number <= 0:
+        return
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    within = column < width
+    place = x_ptr + token.to(tl.int64)[:, None] * D
+    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    for start in range(0, D, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        weight = w_ptr + k[:, None] + column[None, :] * D
+        if D % BLOCK_K == 0 and D % BLOCK_N == 0:
+            w = tl.load(weight)
+            x = tl.load(place + k[None, :], mask=live[:, None], other=0.0)
+        else:
+            w = tl.load(weight, mask=(k < D)[:, None] & within[None, :], other=0.0)
+            x = tl.load(place + k[None, :], mask=live[:, None] & (k < D)[None, :], other=0.0)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
+    acc += tl.load(bias_ptr + column, mask=within, other=0.0).to(ACC)[None, :]
+    out = out_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & within[None, :])
 
 
 @triton.jit
-def norm_up_kernel(
-    y_ptr, mean_ptr, rstd_ptr, gamma_ptr, beta_ptr, w_ptr, bias_ptr, hidden_ptr, before_ptr, counts_ptr,
-    D: tl.constexpr, M: tl.constexpr, KEEP: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+def up_kernel(
+    x_ptr, w_ptr, bias_ptr, hidden_ptr, before_ptr, counts_ptr, mask_ptr, tokens,
+    D: tl.constexpr, M: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, KEEP: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    count = tl.load(counts_ptr)
-    first = tl.program_id(1) * BLOCK_M
-    if first >= count:
+    row, _, live, number = rows_of_tile(
+        counts_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
+    )
+    if number <= 0:
         return
-    row = first + tl.arange(0, BLOCK_M)
-    live = row < count
-    mean = tl.load(mean_ptr + row, mask=live, other=0.0)
-    rstd = tl.load(rstd_ptr + row, mask=live, other=0.0)
-    before, column = norm_linear_tile(
-        y_ptr, row.to(tl.int64) * D, live, mean, rstd, gamma_ptr, beta_ptr, w_ptr, bias_ptr, tl.program_id(0), D, M,
-        ACC, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    row = row.to(tl.int64)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    acc = accumulate(acc, x_ptr, row * D, live, w_ptr, column, D, 1, D, M, PRECISION, BLOCK_N, BLOCK_K)
+    acc += tl.load(bias_ptr + column, mask=column < M, other=0.0).to(ACC)[None, :]
     if KEEP:
-        store_tile(before_ptr, row.to(tl.int64), column, before, live, M)
-    store_tile(hidden_ptr, row.to(tl.int64), column, gelu(before), live, M)
+        store_tile(before_ptr, row, column, acc, live, M)
+    store_tile(hidden_ptr, row, column, gelu(acc, hidden_ptr.dtype.element_ty.primitive_bitwidth == 16), live, M)
 
 
 @triton.jit
 def gated_residual_kernel(
-    a_ptr, w_ptr, bias_ptr, gate_ptr, residual_ptr, out_ptr, active_ptr, counts_ptr, stride_residual,
-    K: tl.constexpr, D: tl.constexpr, SCATTER: tl.constexpr, HAS_GATE: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    a_ptr, w_ptr, bias_ptr, gate_ptr, residual_ptr, out_ptr, active_ptr, counts_ptr, mask_ptr, tokens, stride_residual,
+    K: tl.constexpr, D: tl.constexpr, SCATTER: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_GATE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    count = tl.load(counts_ptr)
-    first = tl.program_id(1) * BLOCK_M
-    if first >= count:
+    row, token, live, number = rows_of_tile(
+        active_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
+    )
+    if number <= 0:
         return
-    row = first + tl.arange(0, BLOCK_M)
-    live = row < count
-    token = tl.load(active_ptr + row, mask=live, other=0).to(tl.int64)
+    token = token.to(tl.int64)
     row = row.to(tl.int64)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
@@ -196,50 +214,64 @@ def gated_residual_kernel(
     store_tile(out_ptr, to_row, column, residual.to(ACC) + acc, live, D)
 
 
-def norm_qkv(
-    x: Tensor, statistics: Statistics, gamma: Tensor, beta: Tensor, query: Linear, key_value: Linear, lists: TokenLists
+def _named(
+    lists: TokenLists | None, mask: Tensor | None, stand_in: Tensor
+) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
+    """Pointers (active, halo, counts, mask) and constants of kernels that go by lists, or by ``mask`` ``[N]`` uint8 alone."""
+    named = (stand_in,) * 3 if lists is None else (lists.active, lists.halo, lists.counts)
+    return (*named, stand_in if mask is None else mask), {"LISTED": lists is not None, "HAS_MASK": mask is not None}
+
+
+def qkv(
+    x: Tensor, query: Linear, key_value: Linear, lists: TokenLists | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Packed queries ``[N, D]`` of active tokens, keys and values ``[N, 2 D]`` of halo tokens, from ``x`` ``[N, D]``."""
+    """Queries ``[N, D]`` of active tokens, keys and values ``[N, 2 D]`` of halo tokens, packed, from rows by token.
+
+    ``x`` ``[N, D]`` in the weights' dtype. ``lists`` None: nothing is packed, all tokens of ``mask`` ``[N]`` uint8 are both.
+    """
     number, width = x.shape
     dtype = query.weight.dtype
     acc = accumulator(dtype)
     q, kv = (torch.empty(number, columns, dtype=dtype, device=x.device) for columns in (width, 2 * width))
+    pointers, kind = _named(lists, mask, x)
 
     def run(config: dict[str, int]) -> None:
         tiles = triton.cdiv(width, config["BLOCK_N"]) + triton.cdiv(2 * width, config["BLOCK_N"])
-        norm_qkv_kernel[(tiles, triton.cdiv(number, config["BLOCK_M"]))](
-            x, *statistics, gamma, beta, *query, *key_value, q, kv, lists.active, lists.halo, lists.counts, x.stride(0),
-            D=width, ACC=acc.triton, PRECISION=precision(dtype), **config,
+        qkv_kernel[(tiles, triton.cdiv(number, config["BLOCK_M"]))](
+            x, *query, *key_value, q, kv, *pointers, number, D=width, **kind, ACC=acc.triton, PRECISION=precision(dtype),
+            **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, x.device)
+    launch("qkv_projection", dtype, number, run, x.device)
     return q, kv
 
 
-def norm_up(
-    y: Tensor, statistics: Statistics, gamma: Tensor, beta: Tensor, up: Linear, counts: Tensor, keep: bool
+def up_projection(
+    x: Tensor, up: Linear, lists: TokenLists | None, mask: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """``gelu(LN(y) W^T + b)`` ``[N, M]`` of packed rows ``y`` ``[N, D]``, and with ``keep`` what gelu was applied to."""
-    number, width = y.shape
+    """``gelu(x W^T + b)`` ``[N, M]`` of packed rows ``x`` ``[N, D]``, and with ``keep`` what gelu was applied to."""
+    number, width = x.shape
     hidden_width, dtype = up.weight.shape[0], up.weight.dtype
     acc = accumulator(dtype)
-    hidden = torch.empty(number, hidden_width, dtype=dtype, device=y.device)
+    hidden = torch.empty(number, hidden_width, dtype=dtype, device=x.device)
     before = torch.empty_like(hidden) if keep else hidden
+    (_, _, counts, mask_or_any), kind = _named(lists, mask, x)
 
     def run(config: dict[str, int]) -> None:
         grid = (triton.cdiv(hidden_width, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
-        norm_up_kernel[grid](
-            y, *statistics, gamma, beta, *up, hidden, before, counts, D=width, M=hidden_width, KEEP=keep,
+        up_kernel[grid](
+            x, *up, hidden, before, counts, mask_or_any, number, D=width, M=hidden_width, **kind, KEEP=keep,
             ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, y.device)
+    launch("up_projection", dtype, number, run, x.device)
     return hidden, before
 
 
 def gated_residual(
-    a: Tensor, linear: Linear, gate: Tensor | None, residual: Tensor, lists: TokenLists, out: Tensor, *, scatter: bool
-) -> None:
+    a: Tensor, linear: Linear, gate: Tensor | None, residual: Tensor, lists: TokenLists | None, mask: Tensor | None,
+    out: Tensor, *, scatter: bool,
+) -> None:  # fmt: skip
     """``residual + gate * (a W^T + b)`` for the active tokens, into ``out`` ``[N, D]``.
 
     ``a`` ``[N, K]`` is packed. ``scatter``: residual packed, out by token; else residual by token, out packed.
@@ -247,21 +279,22 @@ def gated_residual(
     number, depth = a.shape
     width, dtype = linear.weight.shape[0], linear.weight.dtype
     acc = accumulator(dtype)
+    (active, _, counts, mask_or_any), kind = _named(lists, mask, a)
 
     def run(config: dict[str, int]) -> None:
         grid = (triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
         gated_residual_kernel[grid](
-            a, *linear, lists.counts if gate is None else gate, residual, out, lists.active, lists.counts,
-            residual.stride(0), K=depth, D=width, SCATTER=scatter, HAS_GATE=gate is not None,
+            a, *linear, a if gate is None else gate, residual, out, active, counts, mask_or_any, number,
+            residual.stride(0), K=depth, D=width, SCATTER=scatter, **kind, HAS_GATE=gate is not None,
             ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, a.device)
+    launch("down_projection" if scatter else "output_projection", dtype, number, run, a.device)
 
 
 @triton.jit
-def gelu_slope(x):
-    return 0.5 * (1.0 + tl.erf(x * SQRT_HALF)) + x * INVERSE_SQRT_2_PI * tl.exp(-0.5 * x * x)
+def gelu_slope(x, NARROW: tl.constexpr):
+    return normal_cdf(x, NARROW) + x * INVERSE_SQRT_2_PI * tl.exp(-0.5 * x * x)
 
 
 @triton.jit
@@ -290,14 +323,15 @@ def branch_gradient_kernel(
     inside = live[:, None] & (column < K)[None, :]
     before = tl.load(before_ptr + row[:, None] * K + column[None, :], mask=inside, other=0.0).to(ACC)
     value = before
+    NARROW: tl.constexpr = out_ptr.dtype.element_ty.primitive_bitwidth == 16
     if THROUGH_GELU:
-        value = gelu(before)
+        value = gelu(before, NARROW)
     if HAS_GATE:
         share = tl.sum(acc * value, 1)
         tl.store(shares_ptr + row * tl.num_programs(0) + tl.program_id(0), share, mask=live)
         acc *= tl.load(gate_ptr + token, mask=live, other=0.0).to(ACC)[:, None]
     if THROUGH_GELU:
-        acc *= gelu_slope(before)
+        acc *= gelu_slope(before, NARROW)
     store_tile(out_ptr, row, column, acc, live, K)
 
 
@@ -325,7 +359,7 @@ def branch_gradient(
             ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("branch_gradient", dtype, number, run, grad.device)
+    launch("down_gradient" if through_gelu else "output_gradient", dtype, number, run, grad.device)
     return out, shares[0]
 
 
@@ -360,7 +394,7 @@ def linear_gradient(grad: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
             grad, weight, out, counts, N=width, K=depth, ACC=acc.triton, PRECISION=precision(dtype), **config
         )
 
-    launch("linear", dtype, number, run, grad.device)
+    launch("linear_gradient", dtype, number, run, grad.device)
     return out
 
 
@@ -405,7 +439,7 @@ def qkv_gradient(dq: Tensor, dkv: Tensor, query_weight: Tensor, key_value_weight
             D=width, ACC=acc.triton, PRECISION=precision(dtype), **config,
         )  # fmt: skip
 
-    launch("linear", dtype, number, run, dq.device)
+    launch("qkv_gradient", dtype, number, run, dq.device)
     return out
 
 
@@ -448,7 +482,7 @@ def weight_gradient_kernel(
         inside = live[:, None] & (k < K)[None, :]
         x = tl.load(x_ptr + x_row.to(tl.int64)[:, None] * stride_x + k[None, :], mask=inside, other=0.0)
         if INPUT == GELU:
-            x = gelu(x.to(ACC))
+            x = gelu(x.to(ACC), DTYPE.primitive_bitwidth == 16)
         if INPUT == NORM:
             mean = tl.load(mean_ptr + x_row, mask=live, other=0.0)
             rstd = tl.load(rstd_ptr + x_row, mask=live, other=0.0)

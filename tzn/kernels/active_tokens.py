@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.kernels._launch import on_its_device
+
 BLOCK = 1024
 
 
@@ -109,6 +111,7 @@ def write_kernel(
         tl.store(counts_ptr + 1, total_halo)
 
 
+@on_its_device
 def compact(
     gate: Tensor | None, mask: Tensor | None, batch: int, steps: int, window: int, device: torch.device
 ) -> TokenLists:

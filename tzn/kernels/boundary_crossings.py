@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.kernels._launch import on_its_device
 from tzn.reference.boundary_crossings import ESTIMATORS
 
 BLOCK = 256
@@ -167,6 +168,7 @@ def place_kernel(
         tl.store(count_ptr + field, total)
 
 
+@on_its_device
 def boundary_crossings(
     distance: Tensor, scale: Tensor, *, estimator: str, vote_window: int, min_slope: float, mask: Tensor | None
 ) -> CrossingTable:

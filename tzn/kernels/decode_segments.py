@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.kernels._launch import on_its_device
+
 BLOCK = 128
 
 
@@ -81,6 +83,7 @@ def decode_kernel(
     tl.store(std_ptr + 2 * place + 1, end_std, mask=live)
 
 
+@on_its_device
 def decode_segments(
     position: Tensor, offset: Tensor, offset_std: Tensor, starts: Sequence[Tensor] | None, ends: Sequence[Tensor] | None,
     snap_sigmas: float,

@@ -34,11 +34,13 @@ import triton.language as tl
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype
-from tzn.kernels._launch import accumulator, block_width, launch, precision
+from tzn.kernels._launch import accumulator, block_width, launch, on_its_device, precision
 from tzn.kernels.active_tokens import TokenLists, compact
 from tzn.reference.local_attention import over_residues, packed_times
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+CHUNK = tl.constexpr(32)
+WIDE = 128  # channels of more than 16 bits beyond which products of rows are summed up chunk by chunk
 
 
 @triton.jit
@@ -73,6 +75,26 @@ def load_rows(
     if D == BLOCK_D:
         return tl.load(start + offsets[:, None] + column[None, :], mask=live[:, None], other=0.0)
     return tl.load(start + offsets[:, None] + column[None, :], mask=live[:, None] & (column[None, :] < D), other=0.0)
+
+
+@triton.jit
+def row_products(
+    a_ptr, stride_ab, stride_ah, stride_at, token, row, live, b_ptr, stride_bb, stride_bh, stride_bt, other_token, other_row,
+    other_live, head, steps, PACKED: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """``[M, N]`` products of wide rows, CHUNK columns at a time: whole rows and their two TF32 halves fill the registers."""
+    a_offsets = row_offsets(token, row, stride_ab, stride_at, steps, PACKED)
+    b_offsets = row_offsets(other_token, other_row, stride_bb, stride_bt, steps, PACKED)
+    products = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    for first in range(0, D, CHUNK):
+        column = first + tl.arange(0, CHUNK)
+        a_place = a_ptr + head * stride_ah + a_offsets[:, None] + column[None, :]
+        b_place = b_ptr + head * stride_bh + b_offsets[:, None] + column[None, :]
+        a = tl.load(a_place, mask=live[:, None] & (column[None, :] < D), other=0.0)
+        b = tl.load(b_place, mask=other_live[:, None] & (column[None, :] < D), other=0.0)
+        products = tl.dot(a, tl.trans(b), products, input_precision=PRECISION, out_dtype=ACC)
+    return products
 
 
 @triton.jit
@@ -111,13 +133,13 @@ def span_of_tile(place_ptr, first, last, others, radius, SUBSET: tl.constexpr):
 
 @triton.jit
 def attention_scores(
-    q, k, bias_ptr, head, time, live, k_time, k_live, radius,
-    SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    products, bias_ptr, head, time, live, k_time, k_live, radius,
+    SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Scores of [M, N] pairs in units of log 2, -inf where a pair is not allowed."""
+    """Scores of [M, N] pairs, from the products of their rows, in units of log 2; -inf where a pair is not allowed."""
     offset = k_time[None, :] - time[:, None]
     allowed = (offset <= radius) & (offset >= -radius) & k_live[None, :] & live[:, None]
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2_E)
+    scores = products * (SCALE * LOG2_E)
     if HAS_BIAS:
         place = bias_ptr + head * (2 * radius + 1) + offset + radius
         scores += tl.load(place, mask=allowed, other=0.0).to(ACC) * LOG2_E
@@ -141,11 +163,11 @@ def load_statistics(ptr, head, tokens, row, live):
 
 @triton.jit
 def attention_forward_kernel(
-    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, stats_ptr, active_ptr, halo_ptr, slot_ptr, counts_ptr, time_ptr,
+    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, stats_ptr, active_ptr, halo_ptr, slot_ptr, counts_ptr, time_ptr, mask_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_ob, stride_oh, stride_ot, steps, tokens, radius,
     D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
-    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_M
@@ -158,19 +180,33 @@ def attention_forward_kernel(
 
     row = first + tl.arange(0, BLOCK_M)
     live = row < queries
+    if HAS_MASK:
+        live = live & (tl.load(mask_ptr + row, mask=live, other=0) != 0)
+        if tl.sum(live.to(tl.int32), 0) == 0:
+            return
     token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
-    q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
+    if not SPLIT:
+        q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
     largest = tl.full([BLOCK_M], float("-inf"), ACC)
     total = tl.zeros([BLOCK_M], ACC)
     out = tl.zeros([BLOCK_M, BLOCK_D], ACC)
     for start in range(low, high, BLOCK_N):
         k_row = start + tl.arange(0, BLOCK_N)
         k_live = k_row < high
+        if HAS_MASK:
+            k_live = k_live & (tl.load(mask_ptr + k_row, mask=k_live, other=0) != 0)
         k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
-        k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
-        scores = attention_scores(
-            q, k, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC, PRECISION
-        )
+        if SPLIT:
+            products = row_products(
+                q_ptr, stride_qb, stride_qh, stride_qt, token, row, live, k_ptr, stride_kb, stride_kh, stride_kt, k_token,
+                k_row, k_live, head, steps, PACKED, D, ACC, PRECISION, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+        else:
+            k = load_rows(
+                k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D
+            )
+            products = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+        scores = attention_scores(products, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC)
         raised = tl.maximum(largest, tl.max(scores, 1))
         shift = tl.where(raised == float("-inf"), 0.0, raised)  # a row that has met none of its keys yet
         weights = tl.exp2(scores - shift[:, None])
@@ -211,15 +247,22 @@ def heads_and_width(x: Tensor) -> tuple[int, int]:
     return (x.shape[1], x.shape[3]) if x.dim() == 4 else (x.shape[1], x.shape[2])
 
 
+def splits(rows: Tensor) -> bool:
+    """Whether products of rows are summed up chunk by chunk."""
+    return rows.dtype.itemsize > 2 and rows.shape[-1] > WIDE
+
+
+@on_its_device
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lists: TokenLists | None, steps: int, window: int, out: Tensor,
-    time: Tensor | None = None,
+    time: Tensor | None = None, mask: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Fills the active rows of ``out``; returns each row's largest score and 1 / sum ``[2, H, N]`` (row i: active token i).
 
     ``q``, ``k``, ``v``, ``out``: ``[B, H, T, D]``, or packed ``[N, H, D]`` in the order of ``lists``; D innermost.
-    ``lists`` None: every token is active. ``time`` ``[N]`` int32: times of the tokens, where recordings of unequal length
-    lie one after the other in one long one; windows are measured on them.
+    ``lists`` None: every token is active, or those of ``mask`` ``[N]`` uint8, each at its own row. ``time`` ``[N]`` int32:
+    times of the tokens, where recordings of unequal length lie one after the other in one long one; windows are measured
+    on them.
     """
     heads, width = heads_and_width(q)
     tokens = q.shape[0] * q.shape[2] if q.dim() == 4 else q.shape[0]
@@ -234,9 +277,10 @@ def attention_forward(
         grid = (triton.cdiv(tokens, config["BLOCK_M"]), heads)
         attention_forward_kernel[grid](
             q, k, v, stand_in if bias is None else bias, out, stats, *pointers, stand_in if time is None else time,
+            stand_in if mask is None else mask,
             *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(out), steps, tokens, window // 2,
             D=width, SCALE=width**-0.5, PACKED=q.dim() == 3, SUBSET=lists is not None, HAS_TIME=time is not None,
-            HAS_BIAS=bias is not None,
+            HAS_MASK=mask is not None, HAS_BIAS=bias is not None, SPLIT=splits(q),
             ACC=acc.triton, PRECISION=precision(q.dtype), BLOCK_D=block_width(width), **config,
         )  # fmt: skip
 
@@ -252,7 +296,7 @@ def attention_backward_queries_kernel(
     stride_ob, stride_oh, stride_ot, stride_gb, stride_gh, stride_gt, stride_db, stride_dh, stride_dt,
     steps, tokens, radius,
     D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
-    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -273,7 +317,8 @@ def attention_backward_queries_kernel(
     row = first + tl.arange(0, BLOCK_M)
     live = row < queries
     token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
-    q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
+    if not SPLIT:
+        q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
     grad = load_rows(grad_ptr, stride_gb, stride_gh, stride_gt, head, token, row, live, steps, PACKED, D, BLOCK_D)
     out = load_rows(out_ptr, stride_ob, stride_oh, stride_ot, head, token, row, live, steps, PACKED, D, BLOCK_D)
     delta = tl.sum(out.to(ACC) * grad.to(ACC), 1)
@@ -286,12 +331,25 @@ def attention_backward_queries_kernel(
         k_live = k_row < high
         k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
         k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
-        v = load_rows(v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
-        scores = attention_scores(
-            q, k, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC, PRECISION
-        )
+        if SPLIT:
+            products = row_products(
+                q_ptr, stride_qb, stride_qh, stride_qt, token, row, live, k_ptr, stride_kb, stride_kh, stride_kt, k_token,
+                k_row, k_live, head, steps, PACKED, D, ACC, PRECISION, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+        else:
+            products = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+        scores = attention_scores(products, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC)
         weights = tl.exp2(scores - largest[:, None]) * normalize[:, None]
-        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        if SPLIT:
+            dweights = row_products(
+                grad_ptr, stride_gb, stride_gh, stride_gt, token, row, live, v_ptr, stride_vb, stride_vh, stride_vt, k_token,
+                k_row, k_live, head, steps, PACKED, D, ACC, PRECISION, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+        else:
+            v = load_rows(
+                v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D
+            )
+            dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
         if HAS_BIAS:
@@ -312,7 +370,7 @@ def attention_backward_keys_kernel(
     stride_gb, stride_gh, stride_gt, stride_db, stride_dh, stride_dt, stride_eb, stride_eh, stride_et,
     steps, tokens, radius,
     D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
-    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_N
@@ -326,8 +384,9 @@ def attention_backward_keys_kernel(
     k_row = first + tl.arange(0, BLOCK_N)
     k_live = k_row < keys
     k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
-    k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
-    v = load_rows(v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+    if not SPLIT:
+        k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+        v = load_rows(v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
     dk = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     dv = tl.zeros([BLOCK_N, BLOCK_D], ACC)
     for start in range(low, high, BLOCK_M):
@@ -339,12 +398,23 @@ def attention_backward_keys_kernel(
         per_head = head.to(tl.int64) * tokens + row
         largest, normalize = load_statistics(stats_ptr, head, tokens, row, live)
         delta = tl.load(delta_ptr + per_head, mask=live, other=0.0)
-        scores = attention_scores(
-            q, k, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC, PRECISION
-        )
+        if SPLIT:
+            products = row_products(
+                q_ptr, stride_qb, stride_qh, stride_qt, token, row, live, k_ptr, stride_kb, stride_kh, stride_kt, k_token,
+                k_row, k_live, head, steps, PACKED, D, ACC, PRECISION, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+        else:
+            products = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+        scores = attention_scores(products, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC)
         weights = tl.exp2(scores - largest[:, None]) * normalize[:, None]
         dv = tl.dot(tl.trans(weights.to(grad.dtype)), grad, dv, input_precision=PRECISION, out_dtype=ACC)
-        dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        if SPLIT:
+            dweights = row_products(
+                grad_ptr, stride_gb, stride_gh, stride_gt, token, row, live, v_ptr, stride_vb, stride_vh, stride_vt, k_token,
+                k_row, k_live, head, steps, PACKED, D, ACC, PRECISION, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+        else:
+            dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         dscores = weights * (dweights - delta[:, None])
         dk = tl.dot(tl.trans(dscores.to(q.dtype)), q, dk, input_precision=PRECISION, out_dtype=ACC)
     store_rows(
@@ -365,6 +435,7 @@ def attention_backward_keys_kernel(
     store_rows(dv_ptr, stride_eb, stride_eh, stride_et, head, k_token, k_row, k_live, steps, dv, PACKED, D, BLOCK_D)
 
 
+@on_its_device
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, stats: Tensor,
     lists: TokenLists | None, steps: int, window: int, dq: Tensor, dk: Tensor, dv: Tensor,
@@ -386,7 +457,8 @@ def attention_backward(
     variant = {
         "D": width, "SCALE": width**-0.5, "PACKED": q.dim() == 3, "SUBSET": lists is not None,
         "HAS_TIME": time is not None,
-        "HAS_BIAS": bias is not None, "ACC": acc.triton, "PRECISION": precision(q.dtype), "BLOCK_D": block_width(width),
+        "HAS_BIAS": bias is not None, "SPLIT": splits(q), "ACC": acc.triton, "PRECISION": precision(q.dtype),
+        "BLOCK_D": block_width(width),
     }  # fmt: skip
     shares: list[Tensor] = []
 
@@ -430,6 +502,7 @@ def _layout(
     return dense, None if query_mask is None else query_mask.unsqueeze(0), time
 
 
+@on_its_device
 def forward(
     q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None, bias: Tensor | None,
     dilation: int, cu_seqlens: Tensor | None, out: Tensor,
@@ -448,6 +521,7 @@ def forward(
     return over_residues(dilation, of_class, rows, [mask, query_mask])
 
 
+@on_its_device
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None, query_mask: Tensor | None,
     bias: Tensor | None, dilation: int, cu_seqlens: Tensor | None, out: Tensor, saved: list[Tensor],

@@ -14,15 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.kernels._launch import on_its_device
+
 
 @triton.jit
 def pair_kernel(
     starts_ptr, starts_count_ptr, ends_ptr, ends_count_ptr, prefix_ptr, score_ptr, first_ptr,
     start_capacity, end_capacity, steps, classes, max_ends, rounds, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    recording = tl.program_id(0)
-    row = tl.program_id(1)
-    column = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    recording = tl.program_id(0) // start_capacity
+    row = tl.program_id(0) % start_capacity
+    column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = column < classes
     number = tl.load(starts_count_ptr + recording).to(tl.int32)
     count = tl.load(ends_count_ptr + recording).to(tl.int32)
@@ -37,7 +39,7 @@ def pair_kernel(
         high = tl.where(searching & above, middle, high)
         low = tl.where(searching & (above == 0), middle + 1, low)
     pair = recording.to(tl.int64) * start_capacity + row
-    if tl.program_id(2) == 0:
+    if tl.program_id(1) == 0:
         tl.store(first_ptr + pair, low)
     prefix = prefix_ptr + recording.to(tl.int64) * (steps + 1) * classes + column
     earliest = tl.minimum(tl.maximum(tl.ceil(tl.minimum(begin, steps)).to(tl.int32), 0), steps)
@@ -54,6 +56,7 @@ def pair_kernel(
         tl.store(score_ptr + (pair * max_ends + partner) * classes + column, score, mask=inside)
 
 
+@on_its_device
 def pair_scores(
     starts: tuple[Tensor, Tensor], ends: tuple[Tensor, Tensor], class_scores: Tensor, max_ends: int
 ) -> tuple[Tensor, Tensor]:
@@ -72,7 +75,8 @@ def pair_scores(
     prefix = torch.zeros(recordings, steps + 1, classes, dtype=torch.float64, device=class_scores.device)
     torch.cumsum(class_scores.double(), dim=1, out=prefix[:, 1:])
     block = min(triton.next_power_of_2(classes), 128)
-    pair_kernel[(recordings, start_capacity, triton.cdiv(classes, block))](
+    # Starts lie along the first axis of the grid: the others end at 65,535.
+    pair_kernel[(recordings * start_capacity, triton.cdiv(classes, block))](
         *(x.contiguous() for x in (*starts, *ends)), prefix, score, first, start_capacity, end_capacity, steps, classes,
         max_ends, end_capacity.bit_length() + 1, BLOCK_C=block, num_warps=1,
     )  # fmt: skip

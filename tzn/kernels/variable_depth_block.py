@@ -1,8 +1,9 @@
-"""The variable-depth block as a sequence of launches: forward 10, backward 19, none of them waits for the host.
+"""The variable-depth block as a sequence of launches: forward 9, backward 19, none of them waits for the host.
 
-Forward: mark, write (compaction), statistics of x, [norm + QKV], attention, [out-projection x gate + x], statistics of y,
-[norm + up + GELU], [down-projection x gate + y, scattered], copy of the rows that are not active. Packed buffers have the
-capacity N = B * T, but only the rows that the counts name are ever touched.
+Forward: mark, write (compaction), [norm of x, copy of the rows that are not active], QKV, attention,
+[out-projection x gate + x], norm of y, [up + GELU], [down-projection x gate + y, scattered]. Packed buffers have the
+capacity N = B * T, but only the rows that the counts name are ever touched. Without a gate, where no gradients are wanted,
+nothing is compacted: the mask says in place which tokens there are, and the two launches before all others go.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ import torch
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype, adjacent
-from tzn.kernels._layer_norm import Statistics, copy_idle_rows, gate_gradient, layer_norm_backward, row_statistics
+from tzn.kernels._launch import on_its_device
+from tzn.kernels._layer_norm import Statistics, copy_idle_rows, gate_gradient, layer_norm_backward, normalise
 from tzn.kernels._linear import (
     Linear,
     branch_gradient,
     gated_residual,
     linear_gradient,
-    norm_qkv,
-    norm_up,
+    qkv,
     qkv_gradient,
+    up_projection,
     weight_gradient,
 )
 from tzn.kernels.active_tokens import TokenLists, compact
 from tzn.kernels.local_attention import attention_backward, attention_forward
 from tzn.reference.variable_depth_block import BlockWeights
+
+HALO = 2  # bit of a token's flags
 
 
 class Weights(NamedTuple):
@@ -80,6 +84,7 @@ def _heads(kv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return kv[:, :width].view(number, heads, -1), kv[:, width:].view(number, heads, -1)
 
 
+@on_its_device
 def forward(
     x: Tensor, gate: Tensor | None, given: list[Tensor], mask: Tensor | None, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
@@ -90,27 +95,34 @@ def forward(
     weights, x = _grouped(given), adjacent(x)
     batch, steps, width = x.shape
     heads, window = weights.position_bias.shape
+    dtype = weights.query.weight.dtype
     rows = x.reshape(batch * steps, width)
     flat_gate = None if gate is None else gate.reshape(-1).contiguous()
-    lists = compact(gate, mask, batch, steps, window, x.device)
-    first = row_statistics(rows, lists.halo, lists.counts[1:])
-    q, kv = norm_qkv(rows, first, weights.gamma1, weights.beta1, weights.query, weights.key_value, lists)
+    lists = valid = None
+    if gate is None and not keep:
+        valid = None if mask is None else mask.reshape(-1).contiguous().view(torch.uint8)
+    else:
+        lists = compact(gate, mask, batch, steps, window, x.device)
+    y, out = (torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(2))
+    named = {"flags": valid} if lists is None else {"flags": lists.flags, "bit": HALO}
+    normed, first = normalise(rows, weights.gamma1, weights.beta1, dtype, **named, keep=keep, idle=out)  # type: ignore[arg-type]
+    q, kv = qkv(normed, weights.query, weights.key_value, lists, valid)
     attended = torch.empty_like(q)
     split = (-1, heads, width // heads)
     stats = attention_forward(
-        q.view(split), *_heads(kv, heads), weights.position_bias, lists, steps, window, attended.view(split)
+        q.view(split), *_heads(kv, heads), weights.position_bias, lists, steps, window, attended.view(split), mask=valid
     )
-    y = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    gated_residual(attended, weights.output, flat_gate, rows, lists, y, scatter=False)
-    second = row_statistics(y, None, lists.counts)
-    hidden, before = norm_up(y, second, weights.gamma2, weights.beta2, weights.up, lists.counts, keep)
-    out = torch.empty_like(y)
-    gated_residual(hidden, weights.down, flat_gate, y, lists, out, scatter=True)
-    copy_idle_rows(rows, lists.flags, 1, out)
-    saved = Saved(*lists, *first, q, kv, attended, stats, y, *second, before)
-    return out.view(batch, steps, width), list(saved) if keep else []
+    gated_residual(attended, weights.output, flat_gate, rows, lists, valid, y, scatter=False)
+    packed = {"flags": valid} if lists is None else {"count": lists.counts}
+    normed, second = normalise(y, weights.gamma2, weights.beta2, dtype, **packed, keep=keep)
+    hidden, before = up_projection(normed, weights.up, lists, valid, keep)
+    gated_residual(hidden, weights.down, flat_gate, y, lists, valid, out, scatter=True)
+    if lists is None or not keep:
+        return out.view(batch, steps, width), []
+    return out.view(batch, steps, width), [*lists, *first, q, kv, attended, stats, y, *second, before]
 
 
+@on_its_device
 def backward(grad: Tensor, x: Tensor, gate: Tensor | None, given: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
     """Gradients of x, gate if there is one, and the 15 weights in their order."""
     weights, saved, x = _grouped(given), Saved(*kept), adjacent(x)

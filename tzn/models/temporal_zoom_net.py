@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from tzn import ops
 from tzn.models.config import TemporalZoomNetConfig
 from tzn.nn import BoundaryDistanceHead, DepthPredictor, VariableDepthBlock, budget_shift, depth_from_logits
-from tzn.nn.conv import Conv3, ConvTower
+from tzn.nn.conv import Conv3, ConvTower, conv_layers
+from tzn.nn.depth import STRETCH
 from tzn.nn.front_end import FrontEnd
-from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, double, flatten_levels, point_grid
+from tzn.nn.pyramid import LAPLACE_STD, PointGrid, Points, Pyramid, TopDown, double, point_grid
 from tzn.nn.zoom import BoundaryStream, Exit, random_depths, training_shift
+from tzn.ops._fused import fused
 
 # Strides; keeps the likelihood bounded where offsets can be exact. Below what models learn: the smallest scale that the
 # pretrained HAPT model gives at any point of four recordings is 0.054.
@@ -122,18 +124,29 @@ class TemporalZoomNet(nn.Module):
 
     def points_of(self, trunk: Trunk) -> Points:
         """The same of a trunk that has run."""
-        logits = self.class_head(trunk.point_features, trunk.point_mask)
+        head, mask = self.class_head, trunk.point_mask
+        if (kernels := fused(trunk.point_features, head.output.weight)) is not None:
+            hidden = head.hidden(trunk.point_features, mask)
+            scores = kernels.class_scores(hidden, head.output.weight, head.output.bias, mask)
+        else:
+            scores = head(trunk.point_features, mask).float().sigmoid() * mask.unsqueeze(-1)
         return Points(
             trunk.points,
-            trunk.point_mask,
-            logits.float().sigmoid() * trunk.point_mask.unsqueeze(-1),
+            mask,
+            scores,
             trunk.depths.tau,
             partial(self._offsets, trunk),
             None if self.top_down is None else partial(self._boundary_fields, trunk),
         )
 
     def _offsets(self, trunk: Trunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        stride = trunk.points.stride
+        stride, head = trunk.points.stride, self.offset_head
+        if rows is None and (kernels := fused(trunk.point_features, head.scale.weight)) is not None:
+            hidden, output = head.tower.hidden(trunk.point_features, trunk.point_mask), head.tower.output
+            return kernels.offsets(  # type: ignore[no-any-return]
+                hidden, output.weight, output.bias, head.scale.weight, head.scale.bias, head.level_scale, trunk.points.level,
+                stride, MIN_OFFSET_SCALE, LAPLACE_STD,
+            )  # fmt: skip
         if rows is None:
             offset, scale = self.offset_head(trunk)
         else:
@@ -185,14 +198,13 @@ class TemporalZoomNet(nn.Module):
             layers = self.config.zoom_layers or self.config.refinement_layers
             tau = random_depths(mask.shape[0], mask.shape[1], layers, mask.device)
         steps = self._steps(features, mask)
-        coarse = mask[:, :: self.config.embedding_stride]
+        coarse = self._coarse(mask)
         x = self._shallow_features(steps, coarse)
         # A boundary stream spends all depth behind the pyramid.
         depths = self._depths(x, coarse, budget, depth_shift, None if stream else tau)
         for layer, block in enumerate(self.refinement):
             x = block(x, coarse, depths.gates[..., layer])
-        levels, masks = self.pyramid(x, coarse)
-        point_features, point_mask = flatten_levels(levels, masks)
+        point_features, point_mask, levels, masks = self.pyramid.points(x, coarse)
         points = point_grid(
             [level.shape[1] for level in levels], self.config.strides, self.config.regression_ranges, x.device
         )
@@ -211,15 +223,20 @@ class TemporalZoomNet(nn.Module):
         """Logits of tau ``[B, T]`` from the shallow part alone, for solving the budget dial."""
         if self.depth_predictor is None:
             raise ValueError("model.refinement_layers = 0: this model has no depth to budget")
-        return self.depth_predictor(
-            self._shallow_features(self._steps(features, mask), mask[:, :: self.config.embedding_stride])
-        )
+        return self.depth_predictor(self._shallow_features(self._steps(features, mask), self._coarse(mask)))
 
     def _steps(self, features: Tensor, mask: Tensor) -> Tensor:
         """What the network sees of every step, ``[B, T, step_dim]``, zero where padded."""
-        standard = (features - self.feature_mean) / self.feature_std
-        x = standard * mask.unsqueeze(-1)
+        if (kernels := fused(features, self.feature_mean)) is not None:
+            x = kernels.standardise(features, self.feature_mean, self.feature_std, mask)
+        else:
+            x = (features - self.feature_mean) / self.feature_std * mask.unsqueeze(-1)
         return x if self.front_end is None else self.front_end(x, mask)
+
+    def _coarse(self, mask: Tensor) -> Tensor:
+        """``mask`` at the embedding's stride."""
+        stride = self.config.embedding_stride
+        return mask if stride == 1 else mask[:, ::stride].contiguous()
 
     def _full_rate(self, coarse: Tensor, mask: Tensor) -> Tensor:
         """Linear interpolation from the embedding's stride to every step."""
@@ -232,9 +249,8 @@ class TemporalZoomNet(nn.Module):
         """``steps`` of :meth:`_steps`; ``mask`` and result at the embedding's stride."""
         stride = self.config.embedding_stride
         if stride > 1:
-            steps = (
-                F.pad(steps, (0, 0, 0, mask.shape[1] * stride - steps.shape[1])).unflatten(1, (-1, stride)).flatten(2)
-            )
+            missing = mask.shape[1] * stride - steps.shape[1]
+            steps = F.pad(steps, (0, 0, 0, missing)).unflatten(1, (-1, stride)).flatten(2)
         x = self.embedding(steps, mask)
         for block in self.shallow:
             x = block(x, mask)
@@ -248,6 +264,13 @@ class TemporalZoomNet(nn.Module):
             tau = torch.ones(x.shape[:2], device=x.device)
         if tau is None:
             assert self.depth_predictor is not None
+            kernels = fused(x, self.depth_predictor.logit.weight)
+            if kernels is not None and self.refinement:
+                raw = self.depth_predictor.raw(x)
+                if budget is not None:
+                    shift = budget_shift(raw.float(), mask, budget)
+                logits, tau, gates = kernels.gates(raw, shift, len(self.refinement), STRETCH)
+                return Depths(tau, gates, logits)
             logits = self.depth_predictor(x)
             if budget is not None:
                 shift = budget_shift(logits, mask, budget)
@@ -295,11 +318,12 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        keep = mask.unsqueeze(-1)
-        x = F.relu(self.norm(self.project(x))) * keep
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(norm(conv(x))) * keep
-        return self.dropout(x)
+        x, norm = self.project(x), self.norm
+        if (kernels := fused(x, norm.weight)) is not None:
+            x = kernels.norm_rows(x, norm.weight, norm.bias, mask, norm.eps, relu=True)
+        else:
+            x = F.relu(norm(x)) * mask.unsqueeze(-1)
+        return self.dropout(conv_layers(x, mask, self.convs, self.norms))
 
 
 class OffsetHead(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tzn.nn.conv import ConvTower
+from tzn.ops._fused import fused
 
 MIN_SCALE = 0.05  # grid steps; keeps the likelihood bounded where a boundary is annotated exactly on the grid
 
@@ -50,6 +51,9 @@ class BoundaryDistanceHead(nn.Module):
             swapped = x.dim() == 3 and x.shape[1] == self.in_channels
             hint = ": [B, C, T]? transpose(1, 2) gives [B, T, C]" if swapped else ""
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected [B, T, C] with C = {self.in_channels}{hint}")
+        output = self.tower.output
+        if (kernels := fused(x, output.weight)) is not None:
+            return kernels.fields(self.tower.hidden(x, mask), output.weight, output.bias, self.radius, MIN_SCALE)  # type: ignore[no-any-return]
         distance, scale = self._fields(self.tower(x, mask))
         return distance.transpose(1, 2), scale.transpose(1, 2)
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tzn.ops._fused import fused
+
 
 class Conv3(nn.Linear):
     """Convolution of kernel 3, stride 1, zero padding, as one matrix product over three stacked neighbours.
@@ -27,6 +29,20 @@ class Conv3(nn.Linear):
         return super().forward(stacked.flatten(1))
 
 
+def conv_layers(x: Tensor, mask: Tensor, convs: nn.ModuleList, norms: nn.ModuleList) -> Tensor:
+    """As many [Conv3, LayerNorm, ReLU, mask] as there are, on ``[B, T, C]`` zero outside ``mask`` ``[B, T]``."""
+    first = next(iter(convs), None)
+    kernels = fused(x, first.weight) if isinstance(first, Conv3) else None
+    if kernels is not None:
+        for conv, norm in zip(convs, norms, strict=True):
+            x = kernels.conv_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, mask, norm.eps)
+        return x
+    keep = mask.unsqueeze(-1).to(x.dtype)
+    for conv, norm in zip(convs, norms, strict=True):
+        x = F.relu(norm(conv(x))) * keep
+    return x
+
+
 class ConvTower(nn.Module):
     """``layers`` x [Conv3, LayerNorm, ReLU, mask], then a Conv3 with bias to ``out_channels``."""
 
@@ -42,10 +58,7 @@ class ConvTower(nn.Module):
         return self.output(self.hidden(x, mask))
 
     def hidden(self, x: Tensor, mask: Tensor) -> Tensor:
-        keep = mask.unsqueeze(-1).to(x.dtype)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(norm(conv(x))) * keep
-        return x
+        return conv_layers(x, mask, self.convs, self.norms)
 
     def hidden_neighbours(self, x: Tensor, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """What an output convolution at the steps ``rows`` needs: packed hidden rows and its ``[N, 3]`` neighbours.

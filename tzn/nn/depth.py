@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tzn.ops._fused import fused
+
 STRETCH = 0.05  # how far the sigmoid is stretched beyond [0, 1] before it is clamped
 SATURATION = math.log((1 + STRETCH) / STRETCH)  # the logit from which tau is 1; below its negative tau is 0
 
@@ -35,7 +37,11 @@ class DepthPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, D]`` to logits of tau ``[B, T]`` in float32."""
-        return self.logit(F.gelu(self.hidden(self.norm(x)))).squeeze(-1).float()
+        return self.raw(x).float()
+
+    def raw(self, x: Tensor) -> Tensor:
+        """The same in the dtype of ``x``."""
+        return self.logit(F.gelu(self.hidden(self.norm(x)))).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def budget_shift(logits: Tensor, mask: Tensor, budget: float, iterations: int = 50) -> Tensor:
@@ -54,6 +60,8 @@ def budget_shift(logits: Tensor, mask: Tensor, budget: float, iterations: int = 
         raise ValueError(f"budget = {budget}: expected a mean depth in (0, 1]")
     if budget == 1:
         return torch.full_like(logits[:, :1], float("inf"))
+    if (kernels := fused(logits, logits)) is not None:
+        return kernels.dial(logits, mask, budget, SATURATION, STRETCH, iterations)  # type: ignore[no-any-return]
     steps = mask.sum(1, keepdim=True).clamp(min=1)
     bound = logits.abs().amax() + SATURATION  # shifted that far, every token has depth 0, or every one depth 1
     low, high = -bound.expand(logits.shape[0], 1), bound.expand(logits.shape[0], 1)

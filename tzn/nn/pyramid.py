@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import threading
+from collections import OrderedDict
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tzn.nn.block import VariableDepthBlock
+from tzn.ops._fused import fused
 
 LAPLACE_STD = 2**0.5  # standard deviation of a Laplace variable of scale 1
 
@@ -69,6 +72,23 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """``[B, T, D]`` and ``[B, T]`` to per-level features ``[B, T_i, D]`` (zero where padded) and masks."""
+        levels, masks = self._levels(x, mask)
+        normed = (norm(x) * m.unsqueeze(-1) for norm, x, m in zip(self.norms, levels, masks, strict=True))
+        return list(normed), masks
+
+    def points(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+        """The levels as one sequence and its mask (:func:`flatten_levels`), then what ``forward`` returns."""
+        norm = self.norms[0]
+        assert isinstance(norm, nn.LayerNorm)
+        if (kernels := fused(x, norm.weight)) is None:
+            levels, masks = self(x, mask)
+            return *flatten_levels(levels, masks), levels, masks
+        levels, masks = self._levels(x, mask)
+        features, valid, levels = kernels.flatten_levels(levels, masks, [(n.weight, n.bias, n.eps) for n in self.norms])
+        return features, valid, levels, masks
+
+    def _levels(self, x: Tensor, mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Before their norms."""
         levels, masks = [], []
         blocks = iter(self.blocks)
         for level in range(self.num_levels):
@@ -77,13 +97,15 @@ class Pyramid(nn.Module):
                 x, mask = halve(x, mask)
             if level > 0 or self.first_stride > 1:
                 x = next(blocks)(x, mask)
-            levels.append(self.norms[level](x) * mask.unsqueeze(-1))
+            levels.append(x)
             masks.append(mask)
         return levels, masks
 
 
 def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Max pooling of kernel 3, stride 2 over the valid steps: ``[B, T, D]`` to ``[B, ceil(T / 2), D]``."""
+    if (kernels := fused(x, x)) is not None:
+        return kernels.halve(x, mask)  # type: ignore[no-any-return]
     lowest = torch.finfo(x.dtype).min
     padded = F.pad(x.masked_fill(~mask.unsqueeze(-1), lowest), (0, 0, 1, 2), value=lowest)  # alike for odd and even T
     mask = mask[:, ::2]
@@ -107,7 +129,33 @@ def flatten_levels(levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, T
 def point_grid(
     lengths: list[int], strides: tuple[int, ...], ranges: tuple[tuple[float, float], ...], device: torch.device
 ) -> PointGrid:
-    """Points of levels with ``lengths`` steps, in the order of :func:`flatten_levels`."""
+    """Points of levels with ``lengths`` steps, in the order of :func:`flatten_levels`.
+
+    Those of the last shapes are kept: on a device they are dozens of launches of constants. Nobody may write into them.
+    """
+    infra = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if traced or any(torch._C._get_dispatch_mode(mode) is not None for mode in infra):
+        return _point_grid(lengths, strides, ranges, device)
+    key = (tuple(lengths), tuple(strides), tuple(tuple(r) for r in ranges), device)
+    with _LOCK:
+        if key not in _GRIDS:
+            with torch.inference_mode(False), torch.no_grad():  # to be read where gradients are wanted as well
+                _GRIDS[key] = _point_grid(lengths, strides, ranges, device)
+        _GRIDS.move_to_end(key)
+        while len(_GRIDS) > GRIDS_KEPT:
+            _GRIDS.popitem(last=False)
+        return _GRIDS[key]
+
+
+GRIDS_KEPT = 8
+_GRIDS: OrderedDict[Any, PointGrid] = OrderedDict()
+_LOCK = threading.Lock()
+
+
+def _point_grid(
+    lengths: list[int], strides: tuple[int, ...], ranges: tuple[tuple[float, float], ...], device: torch.device
+) -> PointGrid:
     position, stride, level, bounds = [], [], [], []
     for i, (count, step, limits) in enumerate(zip(lengths, strides, ranges, strict=True)):
         time = torch.arange(count + 1, device=device)
@@ -131,6 +179,8 @@ class TopDown(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, levels: list[Tensor], masks: list[Tensor]) -> Tensor:
         """Full-rate ``[B, T, D]`` and the pyramid's levels to ``[B, T, out]``, zero where padded."""
+        if (kernels := fused(x, self.full_rate.weight)) is not None:
+            return self._fused(kernels, x, mask, levels, masks)
         context = None
         for lateral, level, valid in zip(reversed(self.laterals), reversed(levels), reversed(masks), strict=True):
             value = lateral(level) * valid.unsqueeze(-1)
@@ -140,3 +190,16 @@ class TopDown(nn.Module):
             valid = mask[:, :: 1 << pool]
             context = double(context, valid.shape[1]) * valid.unsqueeze(-1)
         return (self.full_rate(self.norm(x)) + context) * mask.unsqueeze(-1)
+
+    def _fused(self, kernels: Any, x: Tensor, mask: Tensor, levels: list[Tensor], masks: list[Tensor]) -> Tensor:
+        context, added = None, kernels.ALONE
+        for lateral, level, valid in zip(reversed(self.laterals), reversed(levels), reversed(masks), strict=True):
+            context = kernels.lateral(level, lateral.weight, lateral.bias, valid, context, added)
+            added = kernels.DOUBLED
+        assert context is not None
+        for pool in reversed(range(1, self.pools)):
+            valid = mask[:, :: 1 << pool]
+            context = double(context, valid.shape[1]) * valid.unsqueeze(-1)
+        normed = kernels.norm_rows(x, self.norm.weight, self.norm.bias, None, self.norm.eps)
+        added = kernels.DOUBLED if self.pools else kernels.SAME
+        return kernels.lateral(normed, self.full_rate.weight, self.full_rate.bias, mask, context, added)  # type: ignore[no-any-return]

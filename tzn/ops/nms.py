@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tzn.ops._backend import choose_backend, missing_cuda, missing_native, serves
+from tzn.ops._backend import choose_backend, kernels, missing_cuda, missing_native, serves
 from tzn.ops._checks import (
     check_choice,
     check_count,
@@ -353,7 +353,11 @@ def _padded(
         score = F.pad(score[:, :capacity], (0, missing), value=-torch.inf)
     else:
         groups = labels.to(torch.int32) if rule.multiclass else None
-        index, score = best_picks(*_tables(segments, scores, groups, classes if rule.multiclass else 1, rule), capacity)
+        tables = _tables(segments, scores, groups, classes if rule.multiclass else 1, rule)
+        floats = segments.dtype == scores.dtype == torch.float32
+        if floats and not rule.votes and scores.numel() and choose_backend(scores.device) == "triton":
+            return kernels("triton", "nms").best_picks(*tables, segments, capacity)  # type: ignore[no-any-return]
+        index, score = best_picks(*tables, capacity)
     there = score != -torch.inf
     index = torch.where(there, index, 0).long()
     if not scores.shape[1]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tzn import reference
 from tzn.ops._backend import choose_backend, kernels, serves
@@ -102,10 +103,8 @@ def _run_padded(scores: Tensor, level: Tensor, levels: int, min_score: float, to
     topk = _capacity(scores, topk)
     if choose_backend(scores.device) == "triton" and scores.dtype == torch.float32:
         triton = kernels("triton", "select_candidates")
-        table = triton.select_candidates(scores, *triton.level_order(level, levels), min_score=min_score, topk=topk)
-        entry, classes = table.entry.flatten(1), max(scores.shape[2], 1)
-        label = torch.where(entry >= 0, entry % classes, -1)
-        return entry.clamp(min=0) // classes, label, table.score.flatten(1)
+        table = triton.select_candidates(scores, *_order(level, levels), min_score=min_score, topk=topk)
+        return table.point.flatten(1), table.label.flatten(1), table.score.flatten(1)
     tables = _fake_padded(scores, level, levels, min_score, topk)
     for table, empty in zip(tables, (0, -1, -torch.inf), strict=True):
         table.fill_(empty)
@@ -117,6 +116,23 @@ def _run_padded(scores: Tensor, level: Tensor, levels: int, min_score: float, to
         for table, values in zip(tables, found, strict=True):
             table[row, place] = values
     return tables
+
+
+# Level tensor -> (its version, number of levels, order, bounds): inference passes the same one again and again.
+_ORDERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _order(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Points sorted by level and where each level begins; kept as long as ``level`` lives and nobody writes into it."""
+    find = kernels("triton", "select_candidates").level_order
+    if level.is_inference():  # has no version
+        return find(level, levels)  # type: ignore[no-any-return]
+    known = _ORDERS.get(level)
+    if known is None or known[:2] != (level._version, levels):
+        with torch.inference_mode(False):
+            known = (level._version, levels, *find(level, levels))
+        _ORDERS[level] = known
+    return known[2:]  # type: ignore[no-any-return]
 
 
 def _definition_padded(scores: Tensor, level: Tensor, levels: int, min_score: float, topk: int) -> tuple[Tensor, ...]:
