@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -78,7 +79,7 @@ def test_the_dial_is_monotone_from_nothing_to_everything_within_reach():
     stream, (x, context, mask) = build(), inputs()
     shifts = [-math.inf, -2.0, -0.5, 0.0, 0.5, 2.0, math.inf]
     depth = [float(stream(x, context, mask, shift=torch.full((2, 1), s)).gates[..., 0].sum()) for s in shifts]
-    assert depth[0] == 0 and all(a <= b for a, b in zip(depth, depth[1:], strict=False)) and depth[-1] > depth[2] > 0
+    assert depth[0] == 0 and all(a <= b for a, b in itertools.pairwise(depth)) and depth[-1] > depth[2] > 0
 
 
 def test_the_stream_is_continuous():

@@ -104,9 +104,8 @@ class BoundaryStream(nn.Module):
             h = block(h, mask, gate)
             raw = self._refined(layer + 1, h.flatten(0, 1), raw, gate.flatten())
             exits.append(self._exit(raw, mask))
-        return Zoomed(
-            tuple(exits), torch.stack(chosen, dim=-1) if chosen else mask.new_zeros(*mask.shape, 0, dtype=torch.float32)
-        )
+        stacked = torch.stack(chosen, dim=-1) if chosen else gate.new_zeros(*mask.shape, 0)
+        return Zoomed(tuple(exits), stacked)
 
     @torch.no_grad()
     def activity(self, last: Exit, shift: Tensor | None = None) -> Tensor:

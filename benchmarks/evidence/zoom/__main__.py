@@ -20,6 +20,7 @@ from benchmarks.lib import provenance
 from benchmarks.planning import Store
 
 FRONTS = ("hapt", "ludb", "gtea", "eye_lund2013")
+NETWORKS = ("zoom", "atr", "actionformer")
 ACTIONFORMER_WIDTHS = (32, 64, 96)
 
 
@@ -47,9 +48,7 @@ def main() -> None:
         "--runs", type=Path, default=Path("runs/zoom"), help="folder of the trainings; emptied as they end"
     )
     parser.add_argument("--sets", nargs="+")
-    parser.add_argument(
-        "--networks", nargs="+", choices=("zoom", "atr", "actionformer"), default=["zoom", "atr", "actionformer"]
-    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)  # the counted work and the scores do not depend on it

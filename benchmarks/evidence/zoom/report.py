@@ -1,2 +1,152 @@
-def write(content, out):
-    raise NotImplementedError
+"""The tables of ``zoom.md`` from the stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evidence.zoom import known_answer, real
+from benchmarks.lib import provenance
+from benchmarks.lib.runs import METRICS, TIOU
+from benchmarks.lib.tables import table
+from tzn.files import atomic_write
+
+Point = Mapping[str, Any]
+Points = dict[str, list[Point]]  # by label, one per seed
+
+
+def by_label(runs: Mapping[str, Any], kind: str) -> Points:
+    """Points of all seeds of ``kind``, the key without its seed."""
+    found: Points = {}
+    for key in sorted(runs):
+        if key.rpartition("/")[0] == kind:
+            for point in runs[key]["points"]:
+                found.setdefault(point["label"], []).append(point)
+    return found
+
+
+def metric(name: str) -> Callable[[Point], float]:
+    places = [TIOU.index(t) for t in METRICS[name]]
+    return lambda point: fmean(point["mAP"][i] for i in places)
+
+
+def mean(points: Sequence[Point], value: str | Callable[[Point], float], digits: int, spread: bool = False) -> str:
+    read = value if callable(value) else lambda p: p.get(value)
+    found = [x for x in map(read, points) if x is not None]
+    if not found:
+        return "-"
+    text = f"{fmean(found):.{digits}f}"
+    return text + (f" ± {stdev(found):.{digits}f}" if spread and len(found) > 1 else "")
+
+
+def known(runs: Mapping[str, Any]) -> list[str]:
+    points = by_label(runs, "known/zoom")
+    for target in known_answer.TARGETS:
+        points[f"learned depth, trained for {target:g}"] = by_label(runs, f"known/learned {target:g}").get(
+            "learned", []
+        )
+    seeds = len(points.get("uniform 0", []))
+    if not seeds:
+        return []
+    rows = [
+        [
+            label, mean(p, "depth", 3), mean(p, lambda x: 1000 * x["gmac"], 2), mean(p, "wide", 3, True),
+            mean(p, "sharp", 3, True), mean(p, "rank", 2), mean(p, "rank_near", 2),
+        ]
+        for label, p in points.items() if p
+    ]  # fmt: skip
+    lines = [
+        "## Known answer", "",
+        f"`{known_answer.__name__}`: half of the boundaries sharp (no depth needed), half fading over 24 steps in noise (depth "
+        f"needed). {seeds} seeds, {known_answer.TRAINED} steps of training on fresh data. Error: mean absolute error of the "
+        f"distance, in steps, within {known_answer.NEAR:g} steps of a boundary. Rank: correlation of the depth with the oracle "
+        "gain over all steps, and over steps within the radius. 1e6 multiply-adds a recording.", "",
+        table(["", "mean depth", "1e6 mult.-adds", "error, wide", "error, sharp", "rank, all", "rank, near"], rows), "",
+        "Zoom minus uniform depth of equal multiply-adds (between two numbers of blocks: the line between them), error at wide "
+        "boundaries in steps, mean ± standard error over the seeds:", "",
+    ]  # fmt: skip
+    for threshold in known_answer.THRESHOLDS:
+        found = []
+        for seed, point in enumerate(points[f"zoom {threshold:g}"]):
+            curve = [points[f"uniform {b}"][seed] for b in range(known_answer.LAYERS + 1)]
+            equal = np.interp(point["gmac"], [c["gmac"] for c in curve], [c["wide"] for c in curve])
+            found.append(point["wide"] - float(equal))
+        error = stdev(found) / len(found) ** 0.5 if len(found) > 1 else float("nan")
+        lines.append(f"* threshold {threshold:g}: {fmean(found):+.3f} ± {error:.3f}")
+    return [*lines, ""]
+
+
+def headroom(runs: Mapping[str, Any]) -> list[str]:
+    fine, strict = metric("mAP 0.5:0.95"), metric("@0.9")
+    rows, exits = [], []
+    for data in real.SETS:
+        for network in ("zoom", "atr"):
+            kind = f"{data}/{network}/random/{real.WIDTH}"
+            points = by_label(runs, kind)
+            if not points:
+                continue
+            losses = np.mean([runs[k]["exits"] for k in runs if k.rpartition("/")[0] == kind], axis=0)
+            exits.append([data, network, *(f"{x:.2f}" for x in losses)])
+            for budget in real.BUDGETS:
+                labels = (f"uniform at {budget:g}", f"random {budget:g}", f"near {budget:g}", f"oracle {budget:g}")
+                rows.append([
+                    data, network, f"{budget:g}",
+                    *(f"{mean(points[label], fine, 1)} / {mean(points[label], strict, 1)}"
+                      for label in ("uniform 0", *labels, f"uniform {real.LAYERS}")),
+                ])  # fmt: skip
+    if not rows:
+        return []
+    return [
+        "## Headroom", "",
+        "Networks trained at a random depth of every step. mAP 0.5:0.95 / @0.9 on test recordings when depth goes to the steps "
+        "named; the oracle knows every step's loss with and without depth, so it also profits from luck.", "",
+        table(["data", "network", "mean depth", "0 blocks", "uniform", "random", "near true boundaries", "oracle gain",
+               "all blocks"], rows), "",
+        "Boundary loss (nats per step within the radius) after 0 to 4 blocks everywhere; falling: depth has something to give, "
+        "rising: it overfits.", "",
+        table(["data", "network", *map(str, range(real.LAYERS + 1))], exits), "",
+    ]  # fmt: skip
+
+
+def fronts(runs: Mapping[str, Any]) -> list[str]:
+    rows = []
+    kinds = sorted({k.rpartition("/")[0] for k in runs if k.split("/")[2] == "learned" and not k.startswith("known")})
+    for kind in sorted(kinds, key=lambda k: (real.SETS.index(k.split("/")[0]), k.split("/")[1] != "zoom", k)):
+        data, network, _, width = kind.split("/")
+        for label, p in by_label(runs, kind).items():
+            name = label if network == "actionformer" else f"{network}: {label}"
+            name = f"ActionFormer, width {width}" if network == "actionformer" else name
+            rows.append([
+                data, name, str(len(p)), mean(p, "depth", 2), mean(p, "gmac", 3), mean(p, lambda x: 1000 * x["seconds"], 0),
+                mean(p, metric("mAP 0.3:0.7"), 1), mean(p, metric("mAP 0.5:0.95"), 1, True), mean(p, metric("@0.7"), 1),
+                mean(p, metric("@0.9"), 1), mean(p, metric("@0.95"), 1),
+                f"{mean(p, lambda x: 1000 * x['start'], 1)} / {mean(p, lambda x: 1000 * x['end'], 1)}",
+                mean(p, lambda x: 100 * x["share_nearest"] if "share_nearest" in x else None, 0),
+            ])  # fmt: skip
+    if not rows:
+        return []
+    return [
+        "## Fronts", "",
+        f"One planned recipe per set, {real.STEPS} steps, width {real.WIDTH}, scored on the test recordings. zoom: the "
+        "boundary stream at a threshold, and the same weights at uniform and at random depth. atr: today's network as trained "
+        "for a mean depth of 0.25, and by its dial. GMAC: 1e9 multiply-adds per recording, counted as run; ms: median per "
+        "recording on one busy thread, counting included; ±: standard deviation over seeds; nearest: share, in per cent, of "
+        f"the depth that the {100 * real.NEAREST:.0f} % of steps nearest to true boundaries get.", "",
+        table(["data", "", "seeds", "depth", "GMAC", "ms", "mAP 0.3:0.7", "0.5:0.95", "@0.7", "@0.9", "@0.95",
+               "median error start / end, ms", "nearest"], rows), "",
+    ]  # fmt: skip
+
+
+def write(content: Mapping[str, Any], out: Path) -> None:
+    """``zoom.md`` in ``out``."""
+    runs = content["runs"]
+    lines = [
+        "# Zoom: depth where a boundary is not settled", "", provenance.line(content), "",
+        *known(runs), *headroom(runs), *fronts(runs),
+    ]  # fmt: skip
+    with atomic_write(out / "zoom.md") as file:
+        file.write("\n".join(lines))
