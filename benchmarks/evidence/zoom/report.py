@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence.zoom import known_answer, real
+from benchmarks.evidence.zoom import known_answer, real, risk
 from benchmarks.lib import provenance
 from benchmarks.lib.runs import METRICS, TIOU
 from benchmarks.lib.tables import table
@@ -114,7 +114,7 @@ def headroom(runs: Mapping[str, Any]) -> list[str]:
 
 def fronts(runs: Mapping[str, Any]) -> list[str]:
     rows = []
-    kinds = sorted({k.rpartition("/")[0] for k in runs if k.split("/")[2] == "learned" and not k.startswith("known")})
+    kinds = sorted({k.rpartition("/")[0] for k in runs if k.split("/")[2] == "learned"})
     for kind in sorted(kinds, key=lambda k: (real.SETS.index(k.split("/")[0]), k.split("/")[1] != "zoom", k)):
         data, network, _, width = kind.split("/")
         for label, p in by_label(runs, kind).items():
@@ -141,12 +141,32 @@ def fronts(runs: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def risks(runs: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            key.split("/")[1], str(r["groups"]), f"{100 * r['risk']:.1f} %", f"{100 * r['refused']:.0f} %",
+            f"{100 * r['saved']:.0f} %",
+        ]
+        for key, r in runs.items() if key.startswith("risk/")
+    ]  # fmt: skip
+    if not rows:
+        return []
+    return [
+        "## A dial with a promise", "",
+        f"The largest threshold that, on one half of the test groups, harms at most {100 * risk.RISK:.0f} % of new groups (mAP "
+        f"more than {risk.ALLOWED:g} point below full depth) by conformal risk control; harmed: the share of the other half "
+        f"that it does harm, mean over {risk.SPLITS} random halves. Refused: halves too small, or too harmed, to promise it at "
+        "any threshold; these stay at full depth. Saved: of all multiply-adds of full depth.", "",
+        table(["data", "groups", "harmed", "refused", "saved"], rows), "",
+    ]  # fmt: skip
+
+
 def write(content: Mapping[str, Any], out: Path) -> None:
     """``zoom.md`` in ``out``."""
     runs = content["runs"]
     lines = [
         "# Zoom: depth where a boundary is not settled", "", provenance.line(content), "",
-        *known(runs), *headroom(runs), *fronts(runs),
+        *known(runs), *headroom(runs), *fronts(runs), *risks(runs),
     ]  # fmt: skip
     with atomic_write(out / "zoom.md") as file:
         file.write("\n".join(lines))

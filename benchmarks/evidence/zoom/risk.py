@@ -1,0 +1,109 @@
+"""A guaranteed dial: the largest threshold that harms at most a share of new groups, by conformal risk control.
+
+A group (person, patient, or recording) is harmed by a threshold when its mAP, mean over the tIoU, is more than
+:data:`ALLOWED` points below full depth there, or was at a smaller threshold. Of thresholds with
+
+    (harmed groups + 1) / (groups + 1) <= RISK
+
+on calibration groups, which no training saw, the largest one harms a new exchangeable group with probability at most RISK
+(Angelopoulos et al., ICLR 2024, theorem 1; the loss is 0 or 1 and monotone by construction). Checked here on
+random halves of the test groups: one half calibrates, the other counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.evidence.zoom import real
+from benchmarks.evidence.zoom.policies import examples, under
+from benchmarks.lib.runs import recordings_of, trained
+from benchmarks.planning import Store
+from tzn.config_loading import config_from_dict
+from tzn.evaluation.report import evaluate
+from tzn.planning.groups import find_groups
+
+SETS = ("ludb", "eye_lund2013", "hapt")
+GRID = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1000.0)  # thresholds; at the last nothing is refined
+ALLOWED, RISK = 1.0, 0.2  # points of mAP; share of groups
+SPLITS = 2000
+
+
+def largest(harmed: np.ndarray) -> int | None:
+    """Index of the largest threshold that keeps the risk; None: not even the smallest.
+
+    Args:
+        harmed: ``[G, K]`` bool, monotone along the thresholds.
+    """
+    groups = len(harmed)
+    kept = (harmed.sum(0) + 1) / (groups + 1) <= RISK
+    return int(np.flatnonzero(kept)[-1]) if kept.any() else None
+
+
+def checked(lost: np.ndarray, gmac: np.ndarray, full_gmac: float, seed: int = 0) -> dict[str, Any]:
+    """Random halves: share of groups harmed at the threshold chosen on the other half, and what it saves.
+
+    Args:
+        lost: ``[G, K]`` points of mAP below full depth by group and threshold; gmac: ``[K]``.
+    """
+    harmed = np.maximum.accumulate(lost, axis=1) > ALLOWED
+    random, risks, saved, refused = np.random.default_rng(seed), [], [], 0
+    for _ in range(SPLITS):
+        order = random.permutation(len(lost))
+        half = len(order) // 2
+        chosen = largest(harmed[order[:half]])
+        if chosen is None:
+            refused += 1
+            risks.append(0.0)
+            saved.append(0.0)
+            continue
+        risks.append(float(harmed[order[half:], chosen].mean()))
+        saved.append(1 - gmac[chosen] / full_gmac)
+    return {
+        "risk": float(np.mean(risks)),
+        "saved": float(np.mean(saved)),
+        "refused": refused / SPLITS,
+        "groups": len(lost),
+    }
+
+
+def measure(data: str, seed: int, root: Path, runs: Path) -> dict[str, Any]:
+    job, folder = real.Job(data, "zoom", seed), root / data
+    checkpoint = trained(real.config_of(folder, job), folder, runs / f"risk_{data}_{seed}", seed)
+    found = examples(checkpoint, folder)
+    recordings = recordings_of(checkpoint, folder)
+    group_of, _ = find_groups({r.id: {} for r in recordings})
+    groups: dict[str, list[Any]] = {}
+    for recording in recordings:
+        groups.setdefault(group_of[recording.id], []).append(recording)
+    config = config_from_dict(checkpoint.config).evaluation
+
+    def by_group(detections: Any) -> np.ndarray:
+        return np.array(
+            [100 * evaluate(g, detections, checkpoint.classes, config).score.average_mAP for g in groups.values()]
+        )
+
+    full = under(checkpoint, folder, found, [torch.ones_like(e.apart) for e in found])
+    best, lost, gmac = by_group(full.detections), [], []
+    for threshold in GRID:
+        evaluation = under(checkpoint, folder, found, None, threshold=threshold)
+        lost.append(best - by_group(evaluation.detections))
+        gmac.append(evaluation.gmac)
+    return {
+        **checked(np.stack(lost, 1), np.array(gmac), full.gmac), "full_gmac": full.gmac, "gmac": gmac,
+        "lost": np.stack(lost, 1).round(3).tolist(),
+    }  # fmt: skip
+
+
+def main(store: Store, seeds: list[int], root: Path, runs: Path, sets: list[str]) -> None:
+    for seed in seeds:
+        for data in sets or SETS:
+            lock = store.claim(f"risk/{data}/{seed}")
+            if lock is None:
+                continue
+            with lock:
+                print(f"risk/{data}/{seed}", flush=True)
+                store.add(f"risk/{data}/{seed}", measure(data, seed, root, runs))
