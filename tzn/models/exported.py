@@ -44,9 +44,11 @@ class ExportedNetwork(nn.Module):
         self.register_buffer("feature_mean", mean)
         self.register_buffer("feature_std", std)
         self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
-        zoom_net = isinstance(config, TemporalZoomNetConfig)
-        self.depth_predictor = self.depth_logits if zoom_net and config.refinement_layers > 0 else None
-        self.has_dial = zoom_net and config.refinement_layers + config.zoom_layers > 0
+        refined = zoomed = 0
+        if isinstance(config, TemporalZoomNetConfig):
+            refined, zoomed = config.refinement_layers, config.zoom_layers
+        self.depth_predictor = self.depth_logits if refined else None
+        self.has_dial = refined + zoomed > 0
 
     def forward(self, features: Tensor, mask: Tensor, depth_shift: Tensor | None = None) -> dict[str, Tensor]:
         """The program's outputs by name. ``features`` ``[1, T, C]``, ``mask`` ``[1, T]``, all True.
