@@ -30,7 +30,7 @@ from benchmarks.lib.provenance import facts, parser, processor, write
 from tzn.files import atomic_write
 
 STAGES = ("parity", "loop", "corpus", "ray", "kill", "serve")
-COUNTS = {"parity": 60, "loop": 400, "ray": 1600, "kill": 1000}  # recordings of all kinds that a stage takes
+COUNTS = {"parity": 60, "loop": 400, "ray": 1600, "kill": 4000}  # recordings of all kinds that a stage takes
 ACTORS = (1, 2, 4)
 SMOKE = {"recordings": 80, "scale": 0.1, "seconds": 2.0}
 SECONDS = 15.0  # of load on the server, for every number of clients
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--recordings", type=int, default=20_000)
     options.add_argument("--folder", type=Path, default=Path("build/corpus"), help="where recordings and outputs lie")
-    options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES), help="none: only the report")
     options.add_argument("--scale", type=float, default=1.0, help="of the recordings that each stage takes")
     options.add_argument("--make", action="store_true", help="make the recordings and end")
     options.add_argument("--smoke", action="store_true", help="few recordings, for trying out")
@@ -64,8 +64,11 @@ def main() -> None:
     content: dict[str, Any] = {
         **facts(), "processor": processor(), "goals": GOALS, "share": SHARE, "recordings": recordings,
     }  # fmt: skip
+    content["stages"] = {}  # when and of which commit each was measured, and what else ran
     for path in sorted(o.folder.glob("stage_*.json")):
-        content[path.stem.removeprefix("stage_")] = json.loads(path.read_text())["result"]
+        name, made = path.stem.removeprefix("stage_"), json.loads(path.read_text())
+        content[name] = made["result"]
+        content["stages"][name] = {key: made[key] for key in ("commit", "date", "load")}
     write(o.out, "corpus", content, report(content))
 
 

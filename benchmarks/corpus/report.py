@@ -68,6 +68,11 @@ def report(content: dict[str, Any]) -> str:
         if part := content.get(f"ray_{actors}"):
             row(f"Ray, actors: {actors}", {k: part[k]["per_second"] for k in KINDS})
     text = [f"# A corpus on this machine\n\n{line(content)} {content['processor']}.\n"]
+    commits: dict[str, list[str]] = {}
+    for name, made in content["stages"].items():
+        commits.setdefault(f"commit {made['commit']}, {made['date']}", []).append(name)
+    told = "; ".join(f"{', '.join(names)}: {commit}" for commit, names in commits.items())
+    text.append(f"Stages were measured as follows: {told}.\n")
     text.append(table(["recordings a second", "ludb", "hapt", "mixed", "over the loop", ""], rows))
     if (one := content.get("ray_1")) and (two := content.get("ray_2")):
         linear = ", ".join(f"{50 * two[k]['per_second'] / one[k]['per_second']:.0f} % ({k})" for k in KINDS)
@@ -95,11 +100,11 @@ def report(content: dict[str, Any]) -> str:
         text.append(
             f"A core-hour is taken to cost ${DOLLARS}; rates scale with cores as they do here, which was not tried.\n"
         )
-    if kill := content.get("kill"):
+    for name, kill in content.get("kill", {}).items():
         text.append(
-            f"Ray's driver killed {kill['driver']} times, actors {kill['actor']} times: the {kill['rows']:,} rows of "
-            f"{kill['recordings']} recordings are those of an undisturbed run (largest difference "
-            f"{kill['largest_difference']:.1e}).\n"
+            f"`tzn {name}`: the command killed {kill['driver']} times, a process below it {kill['below']} times; the "
+            f"{kill['rows']:,} rows of {kill['recordings']:,} recordings are those of an undisturbed run (largest difference "
+            f"{kill['largest_difference']:.1e}); {kill['seconds_killed']:.0f} s for {kill['seconds_undisturbed']:.0f}.\n"
         )
     if serve := content.get("serve"):
         text.append("## tzn serve ludb, loopback\n")

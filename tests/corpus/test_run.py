@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -195,6 +197,52 @@ def test_ten_kills_of_workers_and_driver_lose_nothing_and_double_nothing(place, 
     assert kills == {"driver": 3, "child": 7}
     assert_same(out["killed"], out["undisturbed"])
     assert not parts.exists()
+
+
+class Terminal(io.StringIO):
+    """Standard error as bars see it on a screen."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_has_recordings_their_rate_and_the_time_left(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "pack", lambda lengths: pack(lengths, steps=200))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    predict_corpus(Recipe(str(place / "small.ckpt")), items_of(place), tmp_path / "o.parquet", workers=1)
+    *_, last = (text for text in sys.stderr.getvalue().split("\r") if text.strip())
+    total = sum(len(np.load(item.path)) for item in items_of(place))
+    assert last.startswith("12/12 recordings: 100%") and f"{total / 1000:.2f}k/{total / 1000:.2f}k" in last
+    assert re.search(r"\[\d+:\d\d<00:00, +[\d.]+k?step/s, [\d.]+ recordings/s, 0 failed\]", last)
+    # Before the end there is some left.
+    assert re.search(r"\b([1-9]|1[01])/12 recordings: +\d?\d%.*<(\d\d:\d\d|\?), ", sys.stderr.getvalue())
+
+
+MEMORY = """
+import os
+from pathlib import Path
+import numpy as np, torch
+from tzn.corpus.run import Recipe, detect, keep_memory
+torch.set_num_threads(1)
+recipe = Recipe("ludb", min_score=0.3)
+model = recipe.load()
+keep_memory()
+rng, sizes = np.random.default_rng(0), []
+for length in range(3000, 600, -60):  # longest first, as a corpus is done
+    signal = rng.normal(size=(length, 12)).astype(np.float32).cumsum(0)
+    kept = detect(model, [model._read(str(i), signal[i:], None) for i in range(8)], recipe)
+    sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+print(*sizes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_recordings():
+    """Part after part of other lengths leaves holes in a heap that keeps its pages."""
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    sizes = [float(word) for word in run.stdout.split()]
+    assert len(sizes) == 40
+    assert np.median(sizes[-10:]) < np.median(sizes[5:15]) + 40
 
 
 def test_a_recording_that_kills_its_worker_is_reported(place, tmp_path, monkeypatch):
