@@ -137,7 +137,18 @@ def test_the_definition_is_what_results_are_held_against(monkeypatch):
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TIMED = re.compile(r"\b(interleaved|medians|milliseconds|perf_counter)\(")
-UNCOMPARED = {"lib", "depth", "controls", "heterogeneity", "ludb", "distillation", "hapt", "aot.py", "stage.py"}
+UNCOMPARED = {
+    "lib",
+    "depth",
+    "controls",
+    "heterogeneity",
+    "ludb",
+    "distillation",
+    "hapt",
+    "aot.py",
+    "stage.py",
+    "serving.py",
+}  # serving.py: load on one server, nothing beside it
 
 
 @pytest.mark.parametrize(

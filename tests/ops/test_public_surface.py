@@ -70,7 +70,8 @@ def test_names_and_signatures():
 def test_every_op_has_one_schema():
     public = {n for n in SURFACE if n.islower()} - PLAIN - OF_NMS - {"backends", "choose_backend"}
     names = {s.name.removeprefix("tzn::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("tzn::")}
-    assert {n for n in names if not n.startswith("_")} == public
+    # The tutorial on writing an op registers one of its own in a process that runs it.
+    assert {n for n in names if not n.startswith(("_", "tutorial_"))} == public
 
 
 def _candidates():
