@@ -181,8 +181,8 @@ class TrainingConfig(Checked):
         label_smoothing: of the focal loss.
         center_radius: positive points lie within this many strides of a segment's centre.
         target_depth: mean depth tau that the budget loss aims at (1 switches the budget loss off).
-        depth: "learned", or "random": every step trains at a depth of its own, whatever the network would choose, so that it
-            knows every exit (for measuring what depth is worth).
+        depth: of a TemporalZoomNet: "learned", or "random": every step trains at a depth of its own, whatever the network
+            would choose, so that it knows every exit (for measuring what depth is worth).
         depth_warmup: share of training over which the target falls from 1 to ``target_depth``.
         teacher: checkpoint, or folder of a run, of a trained TemporalZoomNet that a TemporalZoomNet learns from besides
             the annotations; ``None``: no teacher.

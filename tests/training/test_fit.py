@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_run
 import torch
@@ -77,6 +78,25 @@ def test_gradient_accumulation_takes_as_many_steps_and_stays_close(data, finishe
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     whole = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == whole["global_step"]
+
+
+ZOOMED = ["model.refinement_layers=0", "model.embedding_stride=2", "model.zoom_layers=2"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [ZOOMED, [*ZOOMED, "training.depth=random"], ["training.depth=random"],
+     ["training.depth=random", "model.refinement_layers=0"]],
+    ids=str,
+)  # fmt: skip
+def test_a_boundary_stream_and_random_depths_learn(data, tmp_path, changes):
+    config = small_run.small_config(*changes)
+    train(config, data, tmp_path / "run", accelerator="cpu", progress=False)
+    values = [value for _, value in sorted(small_run.losses(tmp_path / "run").items())]
+    third = len(values) // 3
+    assert np.isfinite(values).all() and np.mean(values[-third:]) < 0.9 * np.mean(values[:third])
+    loaded = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert loaded.model.config == config.model
 
 
 def test_a_killed_run_resumes_to_the_same_weights(data, finished, tmp_path):

@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tzn.corpus.manifest import Item, length_of
-from tzn.corpus.plan import PART_STEPS, Plan, write_part
+from tzn.corpus.plan import Plan, write_part
 from tzn.corpus.table import Run, arrow, fingerprint
 from tzn.data.stores import read_anywhere
 from tzn.detections import Detections
@@ -44,9 +44,7 @@ ATTEMPTS = 3  # deaths at a part before its recordings are taken one by one, to 
 # 1,850 steps, eight together take four fifths of the CPU time of one by one.
 TOGETHER_STEPS = 4096
 BATCH_STEPS = 16_384
-# Passes of ever other lengths leave holes in the heap that nothing fits into: two workers grew from 0.9 to 3.1 GB in four
-# minutes, of which they used 0.3.
-TRIM_STEPS = 2 * PART_STEPS
+PRODUCTS_KEPT = 64  # shapes of matrix products that stay compiled
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,6 @@ def detect(
                         found |= model._run([one], settings)
                     except (RuntimeError, TznError, MemoryError, ValueError) as error:
                         failed[one[0].name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    _trim(sum(len(features) for _, features in recordings))
     # In the order in which they were given.
     names = [job.name for job, _ in recordings if job.name in found]
     return {name: confident(found[name], recipe.min_score, recipe.top) for name in names}, failed
@@ -146,29 +143,19 @@ def _tie_to_parent() -> None:
 
 
 def keep_memory() -> None:
-    """glibc keeps freed memory for the next pass instead of giving it back page by page; nothing elsewhere.
+    """Of a process that computes recording after recording, before it does: memory is kept where that helps, and only there.
 
-    A seventh of the CPU time of HAPT's recordings went into the pages.
+    glibc keeps freed memory for the next pass instead of giving it back page by page: a seventh of the CPU time of HAPT's
+    recordings went into the pages. oneDNN keeps a compiled matrix product for each of the last 1,024 shapes, and every
+    recording has shapes of its own: two workers grew from 0.9 to 3.1 GB in four minutes. It reads its limit at the first
+    product; one that is set already stays.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS_KEPT))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None:
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
         mallopt(-2, 64 << 20)  # M_TOP_PAD
-
-
-_untrimmed = 0  # feature steps since memory was last given back
-
-
-def _trim(steps: int) -> None:
-    """After every ``TRIM_STEPS`` feature steps glibc gives unused pages back, wherever in its heap they are."""
-    global _untrimmed
-    _untrimmed += steps
-    if _untrimmed >= TRIM_STEPS:
-        _untrimmed = 0
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-        if trim is not None:
-            trim(0)
 
 
 def _context() -> Any:

@@ -11,5 +11,6 @@ from tzn.corpus.table import Run, rows_of
 from tzn.models.pretrained import pretrained_names
 
 torch.set_num_threads(1)
+tzn.corpus.run.keep_memory()
 tzn.corpus.run.Recipe(pretrained_names()[0]).load()
 rows_of({}, Run("", ""))

@@ -79,20 +79,24 @@ def number_wanted(histogram_ptr, topk):
 
 
 @triton.jit
+def chunk_of_level(bounds_ptr, classes, CHUNK: tl.constexpr):
+    """Row of (recording, level), the level's first point and entries, and the first entry of this program's chunk."""
+    level = tl.program_id(1)
+    row = (tl.program_id(2) * tl.num_programs(1) + level).to(tl.int64)
+    low = tl.load(bounds_ptr + level)
+    entries = ((tl.load(bounds_ptr + level + 1) - low) * classes).to(tl.int32)
+    return row, low, entries, tl.program_id(0) * CHUNK
+
+
+@triton.jit
 def histogram_kernel(
     scores_ptr, order_ptr, bounds_ptr, first_ptr, second_ptr, third_ptr, parts_ptr, points, classes, topk, min_score,
     DIGIT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Digit 0, 1 or 2 of one chunk of one level of one recording."""
-    chunk = tl.program_id(0)
-    level = tl.program_id(1)
-    recording = tl.program_id(2)
-    row = (recording * tl.num_programs(1) + level).to(tl.int64)
-    low = tl.load(bounds_ptr + level)
-    entries = ((tl.load(bounds_ptr + level + 1) - low) * classes).to(tl.int32)
-    start = chunk * CHUNK
+    row, low, entries, start = chunk_of_level(bounds_ptr, classes, CHUNK)
     if start < entries:
-        scores = scores_ptr + recording.to(tl.int64) * points * classes
+        scores = scores_ptr + tl.program_id(2).to(tl.int64) * points * classes
         key, counts = load_keys(scores, order_ptr, low, start + tl.arange(0, CHUNK), entries, classes, min_score)
         if DIGIT == 0:
             histogram = counted(key >> 21, counts, HIGH)
@@ -108,7 +112,7 @@ def histogram_kernel(
                 histogram = counted(key & 1023, counts & ((key >> 10) == prefix * 2048 + digit), LAST)
                 bins = tl.arange(0, LAST)
                 tl.atomic_add(third_ptr + row * LAST + bins, histogram, mask=histogram > 0)
-                tl.store(parts_ptr + (row * tl.num_programs(0) + chunk) * LAST + bins, histogram)
+                tl.store(parts_ptr + (row * tl.num_programs(0) + tl.program_id(0)) * LAST + bins, histogram)
 
 
 @triton.jit
@@ -116,26 +120,21 @@ def take_kernel(
     scores_ptr, order_ptr, bounds_ptr, first_ptr, second_ptr, third_ptr, parts_ptr, packed_ptr, written_ptr,
     points, classes, topk, min_score, CHUNK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    chunk = tl.program_id(0)
-    level = tl.program_id(1)
-    recording = tl.program_id(2)
-    row = (recording * tl.num_programs(1) + level).to(tl.int64)
-    low = tl.load(bounds_ptr + level)
-    entries = ((tl.load(bounds_ptr + level + 1) - low) * classes).to(tl.int32)
-    start = chunk * CHUNK
+    row, low, entries, start = chunk_of_level(bounds_ptr, classes, CHUNK)
     if start < entries:
         wanted = number_wanted(first_ptr + row * HIGH, topk)
         prefix, wanted = next_digit(first_ptr + row * HIGH, wanted, HIGH)
         digit, wanted = next_digit(second_ptr + row * HIGH, wanted, HIGH)
         last, wanted = next_digit(third_ptr + row * LAST, wanted, LAST)
         threshold = prefix.to(tl.int64) * 2097152 + digit.to(tl.int64) * 1024 + last.to(tl.int64)
+        chunk = tl.program_id(0)
         before = 0  # keys at the threshold in earlier chunks
         for begin in range(0, chunk, PARTS):
             other = begin + tl.arange(0, PARTS)
             place = parts_ptr + (row * tl.num_programs(0) + other) * LAST + last
             before += tl.sum(tl.load(place, mask=other < chunk, other=0), 0)
         entry = start + tl.arange(0, CHUNK)
-        scores = scores_ptr + recording.to(tl.int64) * points * classes
+        scores = scores_ptr + tl.program_id(2).to(tl.int64) * points * classes
         key, counts = load_keys(scores, order_ptr, low, entry, entries, classes, min_score)
         tie = (counts & (key == threshold)).to(tl.int32)
         rank = before + tl.cumsum(tie, 0) - tie

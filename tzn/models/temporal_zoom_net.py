@@ -194,8 +194,8 @@ class TemporalZoomNet(nn.Module):
             raise ValueError(
                 f"budget = {budget}: this model refines where refinement pays; its dial is inference.threshold"
             )
-        if self.training and self.training_depth == "random":
-            layers = self.config.zoom_layers or self.config.refinement_layers
+        layers = self.config.zoom_layers or self.config.refinement_layers
+        if self.training and self.training_depth == "random" and layers:
             tau = random_depths(mask.shape[0], mask.shape[1], layers, mask.device)
         steps = self._steps(features, mask)
         coarse = self._coarse(mask)

@@ -91,10 +91,11 @@ class BoundaryStream(nn.Module):
             gates: ``[B, T, L]`` in [0, 1], given in place of the stream's own.
             shift: ``[B, 1]``, logarithm of the factor that divides the threshold.
         """
-        keep = mask.unsqueeze(-1)
-        h = (self.project(x) + context) * keep
-        for conv, norm in zip(self.convs, self.conv_norms, strict=True):
-            h = F.relu(norm(conv(h))) * keep
+        h = self.stem(x, context, mask)
+        return self.refine(h, mask, gates=gates, shift=shift)
+
+    def refine(self, h: Tensor, mask: Tensor, *, gates: Tensor | None = None, shift: Tensor | None = None) -> Zoomed:
+        """Exits and gates from the state of :meth:`stem`; the other arguments as of :meth:`forward`."""
         raw = self._read(0, h.flatten(0, 1))
         exits, chosen = [self._exit(raw, mask)], []
         gate = mask.float()
@@ -106,6 +107,14 @@ class BoundaryStream(nn.Module):
             exits.append(self._exit(raw, mask))
         stacked = torch.stack(chosen, dim=-1) if chosen else gate.new_zeros(*mask.shape, 0)
         return Zoomed(tuple(exits), stacked)
+
+    def stem(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """The state ``[B, T, width]`` before the first block; arguments of :meth:`forward`."""
+        keep = mask.unsqueeze(-1)
+        h = (self.project(x) + context) * keep
+        for conv, norm in zip(self.convs, self.conv_norms, strict=True):
+            h = F.relu(norm(conv(h))) * keep
+        return h
 
     @torch.no_grad()
     def activity(self, last: Exit, shift: Tensor | None = None) -> Tensor:

@@ -99,7 +99,9 @@ def distillation_losses(outputs: Outputs, teacher: Outputs, radius: float) -> di
         losses["boundary"] = laplace_divergence(
             outputs.distance[near], outputs.distance_scale[near], teacher.distance[near], teacher.distance_scale[near]
         )
-    if outputs.trunk.depths.gates.shape[-1] and teacher.trunk.depths.gates.shape[-1]:
+    # The depth of a boundary stream follows from its scales: nothing learns it.
+    streams = outputs.trunk.exits or teacher.trunk.exits
+    if not streams and outputs.trunk.depths.gates.shape[-1] and teacher.trunk.depths.gates.shape[-1]:
         error = outputs.trunk.depths.tau[mask] - teacher.trunk.depths.tau[mask]
         losses["depth"] = (error**2).sum() / mask.sum().clamp(min=1)
     return losses

@@ -85,12 +85,9 @@ class Learned(nn.Module):
 
     def forward(self, signal: Tensor) -> tuple[Zoomed, Tensor]:
         mask = torch.ones(signal.shape[:2], dtype=torch.bool)
-        s = self.stream
-        h = s.project(signal)
-        for conv, norm in zip(s.convs, s.conv_norms, strict=True):
-            h = torch.relu(norm(conv(h)))
+        h = self.stream.stem(signal, signal.new_zeros(1), mask)
         tau = depth_from_logits(self.predictor(h))
-        return s(signal, signal.new_zeros(1), mask, gates=ops.depth_gates(tau, LAYERS)), tau
+        return self.stream.refine(h, mask, gates=ops.depth_gates(tau, LAYERS)), tau
 
 
 def stream() -> BoundaryStream:
