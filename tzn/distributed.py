@@ -300,7 +300,9 @@ def _map(
         )  # fmt: skip
         # That an actor is started again, and its batch done again, however often, is what a pool does by itself.
         with _bar(out / "rows", before, len(todo), progress):
-            found.write_parquet(str(out / "rows"))
+            # Rows are written beside the actors: with a CPU of its own a write would wait until actors that hold all CPUs have
+            # done the whole corpus, and a kill before that would lose everything.
+            found.write_parquet(str(out / "rows"), ray_remote_args={"num_cpus": 0})
     finally:
         if mine:
             ray.shutdown()

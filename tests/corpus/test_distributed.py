@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ import pytest
 from small import checkpoint, recordings, rows
 
 import tzn
+from tzn import distributed
+from tzn.corpus.manifest import Item
+from tzn.corpus.run import Recipe
 from tzn.corpus.table import COLUMNS, open_results
-from tzn.distributed import Predictor
+from tzn.distributed import Predictor, predict_on_ray
 from tzn.errors import ConfigError, DataError
 
 
@@ -148,3 +152,29 @@ def test_a_corpus_on_local_ray_goes_on_where_it_was(place, tmp_path, capsys):
     assert pq.ParquetFile(out / "predictions.parquet").metadata.num_rows == len(whole)
     assert main([*command, "--min-score", "0.5"]) == 2
     assert "begun with other settings (min_score)" in capsys.readouterr().err
+
+
+def test_rows_are_written_while_actors_hold_every_cpu(place, tmp_path, monkeypatch):
+    """A driver that is killed has lost what is not written: the last recording waits until the first is on the disk."""
+    ray = pytest.importorskip("ray", reason="pip install 'tzn[ray]'")
+    rows, seen = tmp_path / "o" / "rows", tmp_path / "seen"
+
+    class Waiting(Predictor):
+        def __call__(self, batch):
+            if "late" in batch["recording"].to_pylist():
+                until = time.monotonic() + 60
+                while time.monotonic() < until and not list(rows.glob("*.parquet")):
+                    time.sleep(0.1)
+                seen.write_text(str(len(list(rows.glob("*.parquet")))))
+            return super().__call__(batch)
+
+    monkeypatch.setattr(distributed, "Predictor", Waiting)
+    files = sorted((place / "in").iterdir())
+    items = [Item(name, str(file)) for name, file in zip(("a", "b", "late"), files, strict=False)]
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        recipe = Recipe(str(place / "small.ckpt"))
+        predict_on_ray(recipe, items, tmp_path / "o", actors=1, batch_size=1, cpus=1, progress=False)
+    finally:
+        ray.shutdown()
+    assert int(seen.read_text()) >= 1
