@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import small_run
+import torch
 
 import tzn.training.fit as fit
 from tzn.config import TrainingConfig
@@ -49,11 +51,16 @@ class _Trainer:
         self.callback_metrics: dict[str, float] = {}
 
 
-def _watch(losses) -> None:
-    trainer, watch = _Trainer(), LossWatch()
+def _watch(losses, positives=100) -> None:
+    """A training whose class and offset losses a positive point are these together, with so many positives a step."""
+    trainer, watch, norm = _Trainer(), LossWatch(), 100.0
     for loss in losses:
-        trainer.callback_metrics = {"train/class": loss / 2, "train/offset": loss / 2}
-        watch.on_train_batch_end(trainer)
+        norm = 0.9 * norm + 0.1 * positives
+        shown = loss * positives / norm / 2
+        trainer.callback_metrics = {"train/class": shown, "train/offset": shown}
+        objective = SimpleNamespace(point_norm=torch.tensor(norm))
+        config = SimpleNamespace(training=TrainingConfig(loss_norm=100))
+        watch.on_train_batch_end(trainer, SimpleNamespace(objective=objective, config=config))
 
 
 def test_a_loss_that_does_not_fall_ends_the_training():
@@ -63,6 +70,19 @@ def test_a_loss_that_does_not_fall_ends_the_training():
         _watch([2.0] * 40)
     with pytest.raises(TrainingError, match="does not fall"):
         _watch([float(i) for i in range(40)])
+
+
+def test_few_positives_do_not_look_like_a_loss_that_rises():
+    _watch([2 - i / 100 for i in range(200)], positives=10)  # as trained it goes from 0.2 up to 1.6
+    with pytest.raises(TrainingError, match="does not fall"):
+        _watch([2.0] * 40, positives=10)
+
+
+def test_a_difference_within_the_noise_of_steps_is_none():
+    noisy = [2.0 + (0.5 if i % 3 else -0.5) for i in range(40)]
+    _watch(noisy)
+    with pytest.raises(TrainingError, match="does not fall"):
+        _watch([x + i / 10 for i, x in enumerate(noisy)])
 
 
 def test_one_epoch_trains_and_validates(data, tmp_path):

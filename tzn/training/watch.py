@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from tzn.errors import TrainingError
 from tzn.evaluation.report import evaluate
 from tzn.inference.localize import localize
 from tzn.models import Localizer
+from tzn.training.objective import NORM_MOMENTUM
 
 WATCHED = 0.2  # share of the steps after which the loss must have fallen
 LEAST_STEPS = 20  # fewer say nothing about a loss
@@ -28,35 +30,54 @@ LOOKED_AT = 16_384  # grid steps of training recordings that are scored, at leas
 class LossWatch(Callback):
     """Ends a training whose class and offset losses are after a fifth of the steps what they were in the beginning.
 
-    The depth's loss rises by plan, so it is left out. State is kept in checkpoints.
+    Looked at are the losses of all points over the positive ones among them, of a third of the watched steps each, and a
+    difference counts that is above two standard errors. The losses as trained would not do: they are divided by a running
+    count that begins at ``training.loss_norm``, and where positives are rarer they rise while it falls. The depth's loss
+    rises by plan, so it is left out. State is kept in checkpoints.
 
     Raises:
         TrainingError: with both losses.
     """
 
     def __init__(self) -> None:
-        self.seen: list[float] = []
+        self.sums: list[float] = []
+        self.positives: list[float] = []
+        self.norm: float | None = None  # running count after the step before
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         last = int(trainer.estimated_stepping_batches * WATCHED)
         metrics = trainer.callback_metrics
-        if last < LEAST_STEPS or len(self.seen) >= last or "train/class" not in metrics:
+        if last < LEAST_STEPS or len(self.sums) >= last or "train/class" not in metrics:
             return
-        self.seen.append(float(metrics["train/class"]) + float(metrics["train/offset"]))
-        if len(self.seen) == last:
-            part = last // 5
-            first, now = sum(self.seen[:part]) / part, sum(self.seen[-part:]) / part
-            if not now < FALLEN * first:
+        norm = float(module.objective.point_norm)  # type: ignore[union-attr,arg-type]
+        before = float(module.config.training.loss_norm) if self.norm is None else self.norm  # type: ignore[union-attr]
+        self.norm = norm
+        self.sums.append((float(metrics["train/class"]) + float(metrics["train/offset"])) * norm)
+        self.positives.append(max((norm - NORM_MOMENTUM * before) / (1 - NORM_MOMENTUM), 1.0))
+        if len(self.sums) == last:
+            part = last // 3
+            first, early = _ratio(self.sums[:part], self.positives[:part])
+            now, late = _ratio(self.sums[-part:], self.positives[-part:])
+            if now - 2 * math.hypot(early, late) > FALLEN * first:
                 raise TrainingError(
-                    f"the loss does not fall ({first:.3g} in the first {part} steps, {now:.3g} in the {part} before step "
-                    f"{last}); lower training.learning_rate"
+                    f"the loss does not fall ({first:.3g} a positive point in the first {part} steps, {now:.3g} in the {part} "
+                    f"before step {last}); lower training.learning_rate"
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": list(self.seen)}
+        return {"sums": list(self.sums), "positives": list(self.positives), "norm": self.norm}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seen = list(state_dict["seen"])
+        self.sums, self.positives = list(state_dict["sums"]), list(state_dict["positives"])
+        self.norm = state_dict["norm"]
+
+
+def _ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
+    """Sum over sum, and its standard error (Cochran 1977, Sampling Techniques, eq. 6.13)."""
+    number, total = len(sums), sum(counts)
+    ratio = sum(sums) / total
+    spread = sum((s - ratio * c) ** 2 for s, c in zip(sums, counts, strict=True)) / max(number - 1, 1)
+    return ratio, math.sqrt(spread * number) / total
 
 
 def begins_anew(error: TrainingError, trainer: pl.Trainer) -> bool:
