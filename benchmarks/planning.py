@@ -77,7 +77,9 @@ def _no_balance(plan: Plan) -> None:
     plan.set("data", "balance", 0.0, "no balance")
 
 
-# Name: (rule, value) or a change of the plan. The first of a family is the built-in one.
+# What candidates are compared with: the rules as they were when the comparisons began.
+FIRST_RULES: dict[str, Any] = {"least_share": 0.25, "depth_weight": 10.0}
+# Name: values of rules or a change of the plan. The first of a family is FIRST_RULES.
 CANDIDATES: dict[str, dict[str, dict[str, Any] | Edit]] = {
     "learning rate": {"1e-3": {}, "5e-4": {"learning_rate": 5e-4}, "2e-3": {"learning_rate": 2e-3}},
     "crops": {"by length": {}, "one per recording": _one_crop_each},
@@ -89,6 +91,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any] | Edit]] = {
     "noise": {"0.1": {}, "0": {"noise": 0.0}},
     "heavy-tailed channels": {"logarithmic": {}, "as they are": {"tame": False}},
     "balance": {"rare classes": {}, "none": _no_balance},
+    "weight of the depth's loss": {"10": {}, "1": {"depth_weight": 1.0}},
 }
 
 
@@ -146,7 +149,8 @@ def planned(job: Job, folder: Path, minutes: float) -> ExperimentConfig:
     if job.part == "rules":
         family, _, name = job.kind.partition(": ")
         change = CANDIDATES[family][name]
-    rules = Rules(**change) if isinstance(change, dict) else Rules()  # type: ignore[arg-type]
+    first = FIRST_RULES if job.part == "rules" else {}
+    rules = Rules(**(first | change if isinstance(change, dict) else first))
     plan = make_plan(
         found,
         model=model,

@@ -56,6 +56,7 @@ class Rules:
         noise: added to standardised features.
         tame: heavy-tailed channels become logarithmic.
         rare: a class with less than this share of the median class's segments counts as rare.
+        depth_weight: of the loss that holds the mean depth.
     """
 
     learning_rate: float = 1e-3
@@ -65,10 +66,11 @@ class Rules:
     shortest: float = 16.0
     window: int = 19
     width: int = 128
-    least_share: float = 0.25
+    least_share: float = 0.6
     noise: float = 0.1
     tame: bool = True
     rare: float = 0.2
+    depth_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def make_plan(
     _augmentation(plan, on_grid, rules)
     _validation(plan)
     _inference(plan, on_grid)
-    _fixed_training(plan, model, seed)
+    _fixed_training(plan, rules, model, seed)
     _schedule(plan, on_grid, rules, model, batch, minutes, measure)
     return plan
 
@@ -375,13 +377,18 @@ def _inference(plan: Plan, found: Fingerprint) -> None:
     plan.set("evaluation", "length_buckets", edges, "a fifth of the segments each")
 
 
-def _fixed_training(plan: Plan, model: ModelKind, seed: int) -> None:
+def _fixed_training(plan: Plan, rules: Rules, model: ModelKind, seed: int) -> None:
     plan.set("training", "seed", seed, "of weights, order and crops")
     plan.set("training", "loss_norm", 100.0, "only where the running count begins")
     if model == "tzn":
         plan.set("training", "boundary_weight", 0.3, "as the tuned recipes of HAPT and LUDB")
         plan.set("training", "target_depth", 0.25, "a quarter of the depth on average")
-        plan.set("training", "depth_weight", 10.0, "holds the mean depth at its target")
+        plan.set(
+            "training",
+            "depth_weight",
+            rules.depth_weight,
+            "holds the mean depth near its target; ten times as much takes the features from the classes",
+        )
 
 
 def _schedule(
