@@ -51,9 +51,11 @@ class _Trainer:
         self.callback_metrics: dict[str, float] = {}
 
 
-def _watch(losses, positives=100) -> None:
+def _watch(losses, positives=100, state=None) -> None:
     """A training whose class and offset losses a positive point are these together, with so many positives a step."""
     trainer, watch, norm = _Trainer(), LossWatch(), 100.0
+    if state is not None:
+        watch.load_state_dict(state)
     for loss in losses:
         norm = 0.9 * norm + 0.1 * positives
         shown = loss * positives / norm / 2
@@ -76,6 +78,12 @@ def test_few_positives_do_not_look_like_a_loss_that_rises():
     _watch([2 - i / 100 for i in range(200)], positives=10)  # as trained it goes from 0.2 up to 1.6
     with pytest.raises(TrainingError, match="does not fall"):
         _watch([2.0] * 40, positives=10)
+
+
+def test_a_run_of_an_earlier_version_goes_on():
+    _watch([2.0] * 40, state={"seen": [1.0, 2.0]})
+    with pytest.raises(TrainingError, match="does not fall"):
+        _watch([2.0] * 40, state=LossWatch().state_dict())
 
 
 def test_a_difference_within_the_noise_of_steps_is_none():

@@ -43,11 +43,12 @@ class LossWatch(Callback):
         self.sums: list[float] = []
         self.positives: list[float] = []
         self.norm: float | None = None  # running count after the step before
+        self.watching = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         last = int(trainer.estimated_stepping_batches * WATCHED)
         metrics = trainer.callback_metrics
-        if last < LEAST_STEPS or len(self.sums) >= last or "train/class" not in metrics:
+        if not self.watching or last < LEAST_STEPS or len(self.sums) >= last or "train/class" not in metrics:
             return
         norm = float(module.objective.point_norm)  # type: ignore[union-attr,arg-type]
         before = float(module.config.training.loss_norm) if self.norm is None else self.norm  # type: ignore[union-attr]
@@ -68,8 +69,9 @@ class LossWatch(Callback):
         return {"sums": list(self.sums), "positives": list(self.positives), "norm": self.norm}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.sums, self.positives = list(state_dict["sums"]), list(state_dict["positives"])
-        self.norm = state_dict["norm"]
+        self.watching = "sums" in state_dict  # a run that began before these were kept is not judged by half of them
+        self.sums, self.positives = list(state_dict.get("sums", [])), list(state_dict.get("positives", []))
+        self.norm = state_dict.get("norm")
 
 
 def _ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
