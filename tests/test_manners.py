@@ -23,6 +23,7 @@ from tzn.checked import meanings
 from tzn.cli import build_parser, main
 from tzn.config_loading import SECTIONS, config_keys, config_to_dict, dump_config
 from tzn.console import LOG, talking
+from tzn.errors import LimitWarning
 from tzn.models.checkpoint import save_checkpoint
 from tzn.models.pretrained import pretrained_names
 
@@ -196,6 +197,15 @@ def test_warnings_are_one_line_and_quiet_has_none(capsys):
                 LOG.info("step")
         assert capsys.readouterr().err == expected
     assert (warnings.formatwarning, LOG.level, list(LOG.handlers)) == before
+
+
+def test_a_limit_that_cuts_many_recordings_is_said_once():
+    with talking("eval"):
+        said = [warnings.formatwarning(f"cut up to {i}", LimitWarning, "x.py", 1) for i in range(3)]
+        assert said == ["tzn eval: warning: cut up to 0\n", "", ""]
+        assert warnings.formatwarning("other", UserWarning, "x.py", 1) == "tzn eval: warning: other\n"
+    with talking("eval"):  # a command of its own
+        assert warnings.formatwarning("cut", LimitWarning, "x.py", 1) == "tzn eval: warning: cut\n"
 
 
 # --- pipes

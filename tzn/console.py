@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from tzn.errors import DataError, Terminated
+from tzn.errors import DataError, LimitWarning, Terminated
 
 LOG = logging.getLogger("tzn")
 STANDARD = "-"
@@ -41,7 +41,16 @@ def talking(command: str, *, quiet: bool = False, verbose: bool = False) -> Iter
     before = LOG.level, LOG.propagate, warnings.formatwarning
     of_threads = threading.excepthook
 
-    def one_line(message: Warning | str, *_: object, **__: object) -> str:
+    cut = False
+
+    def one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+        nonlocal cut
+        if issubclass(
+            category, LimitWarning
+        ):  # one for every recording, with other numbers, would hide what else is said
+            if cut:
+                return ""
+            cut = True
         return f"tzn {command}: warning: {' '.join(str(message).split())}\n"
 
     LOG.addHandler(handler)
