@@ -52,8 +52,10 @@ def test_damaged_programs_are_refused(exports, tmp_path):
 
 @native
 def test_the_whole_block_in_one_call_is_the_block():
-    """What packages call is what the op does, to the bit: the same kernels on the same rows."""
+    """What packages and inference call is what training runs: the same kernels on the same rows."""
     from small_model import build
+
+    from tzn.kernels.cpu.variable_depth_block import forward
 
     weights = list(build().refinement[0].weights())
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +66,7 @@ def test_the_whole_block_in_one_call_is_the_block():
         for g, m in ((gate, mask), (gate, None), (None, mask), (None, None), (gate * 0, mask), (gate + 1, None)):
             torch.testing.assert_close(
                 torch.ops.tzn_native.variable_depth_block(x, g, weights, m),
-                torch.ops.tzn.variable_depth_block(x, g, weights, m), rtol=1e-6, atol=1e-6,
+                forward(x, g, weights, m, keep=True)[0], rtol=1e-6, atol=1e-6,
             )  # fmt: skip
     with pytest.raises(RuntimeError, match="weights: expected 15"):
         torch.ops.tzn_native.variable_depth_block(x, gate, weights[:3], None)

@@ -94,6 +94,33 @@ def test_the_stream_is_continuous():
     assert moved[0] > moved[1] > moved[2] and moved[2] < 1e-4
 
 
+@pytest.mark.parametrize("layers", [0, 1, LAYERS])
+@pytest.mark.parametrize("fields", [1, 2])
+@pytest.mark.parametrize("shift", [None, -math.inf, -0.4, [0.3, -0.6], math.inf], ids=str)
+def test_the_last_exit_alone_is_that_of_all(shift, fields, layers):
+    """What inference reads, with the active rows packed, is what training computes for every step."""
+    stream, (x, context, mask) = build(layers, fields), inputs()
+    shift = None if shift is None else torch.tensor(shift).expand(2).unsqueeze(1)
+    with torch.no_grad():
+        wanted, found = (stream(x, context, mask, shift=shift, last_only=last) for last in (False, True))
+    assert len(found.exits) == 1
+    torch.testing.assert_close(found.gates, wanted.gates, rtol=1e-6, atol=1e-7)
+    for name in Exit._fields:
+        torch.testing.assert_close(getattr(found.exits[0], name), getattr(wanted.exits[-1], name), rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_exit_alone_under_given_gates():
+    """Gates of a policy, of which some layer has none and a later one has some."""
+    stream, (x, context, mask) = build(), inputs()
+    gates = (torch.rand(*mask.shape, LAYERS, generator=torch.Generator().manual_seed(3)) - 0.7).clamp(min=0)
+    gates[..., 1] = 0
+    with torch.no_grad():
+        wanted, found = (stream(x, context, mask, gates=gates, last_only=last) for last in (False, True))
+    torch.testing.assert_close(found.gates, wanted.gates)
+    torch.testing.assert_close(found.exits[0].distance, wanted.exits[-1].distance, rtol=1e-6, atol=1e-6)
+    assert len(stream(x, context, mask, last_only=True).exits) == 1  # with gradients, the other way
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 67])
 def test_padding_and_neighbours_in_the_batch_do_not_matter(steps):
     stream, (x, context, mask) = build(), inputs(steps=steps)

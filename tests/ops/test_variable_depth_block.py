@@ -125,7 +125,7 @@ def test_multiply_adds_follow_the_active_tokens(share, backend):
     gate = (torch.arange(steps) < active).float()[None]
     with FlopCounterMode(display=False) as counter, torch.no_grad():  # from inside: outside it sees one op
         if backend == "cpp":
-            kernels(backend, "variable_depth_block").forward(x, gate, list(weights), None, keep=False)
+            kernels(backend, "variable_depth_block").forward(x, gate, list(weights), None, keep=True)
         else:
             reference.variable_depth_block(x, gate, weights)
     halo = active + 9

@@ -120,7 +120,7 @@ class TemporalZoomNet(nn.Module):
         self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None
     ) -> Points:
         """Class scores everywhere, the other heads where inference asks for them. Arguments as in :meth:`trunk`."""
-        return self.points_of(self.trunk(features, mask, budget=budget, depth_shift=depth_shift))
+        return self.points_of(self.trunk(features, mask, budget=budget, depth_shift=depth_shift, last_exit=True))
 
     def points_of(self, trunk: Trunk) -> Points:
         """The same of a trunk that has run."""
@@ -175,7 +175,7 @@ class TemporalZoomNet(nn.Module):
 
     def trunk(
         self, features: Tensor, mask: Tensor, *, budget: float | None = None, depth_shift: Tensor | None = None,
-        tau: Tensor | None = None,
+        tau: Tensor | None = None, last_exit: bool = False,
     ) -> Trunk:  # fmt: skip
         """Everything before the heads.
 
@@ -185,6 +185,7 @@ class TemporalZoomNet(nn.Module):
                 part of a recording (see :meth:`depth_logits`). Of a boundary stream: divides its threshold by exp of it.
             tau: ``[B, T]`` in [0, 1], depths given in place of the predictor's (the boundary stream's, where there is
                 one); ``budget`` and ``depth_shift`` have no meaning then.
+            last_exit: of a boundary stream's exits only the last is wanted.
 
         Raises:
             ValueError: ``budget`` for a model with a boundary stream.
@@ -215,7 +216,9 @@ class TemporalZoomNet(nn.Module):
         gates = None if tau is None else ops.depth_gates(tau, self.config.zoom_layers)
         if self.training and gates is None and depth_shift is None:
             depth_shift = training_shift(mask.shape[0], mask.device)
-        zoomed = stream(steps, self._full_rate(boundary, mask), mask, gates=gates, shift=depth_shift)
+        zoomed = stream(
+            steps, self._full_rate(boundary, mask), mask, gates=gates, shift=depth_shift, last_only=last_exit
+        )
         depths = Depths(zoomed.gates.mean(-1), zoomed.gates)
         return Trunk(points, point_features, point_mask, boundary, mask, depths, zoomed.exits)
 

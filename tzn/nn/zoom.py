@@ -61,6 +61,7 @@ class BoundaryStream(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.num_fields, self.radius, self.threshold = num_fields, radius, threshold
+        self.full_depth = False  # whether every block runs on every step, whatever the threshold
         self.project = nn.Linear(in_channels, width)
         self.convs = nn.ModuleList(Conv3(width, width, bias=False) for _ in range(stem_layers))
         self.conv_norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(stem_layers))
@@ -80,8 +81,9 @@ class BoundaryStream(nn.Module):
         return len(self.convs) + sum(block.window // 2 for block in self.blocks)  # type: ignore[operator,misc]
 
     def forward(
-        self, x: Tensor, context: Tensor, mask: Tensor, *, gates: Tensor | None = None, shift: Tensor | None = None
-    ) -> Zoomed:
+        self, x: Tensor, context: Tensor, mask: Tensor, *, gates: Tensor | None = None, shift: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Zoomed:  # fmt: skip
         """Exits and gates.
 
         Args:
@@ -90,12 +92,24 @@ class BoundaryStream(nn.Module):
             mask: ``[B, T]`` bool.
             gates: ``[B, T, L]`` in [0, 1], given in place of the stream's own.
             shift: ``[B, 1]``, logarithm of the factor that divides the threshold.
+            last_only: the exits before the last are not wanted; without gradients on the CPU an exit is read only where
+                its block ran then, and nothing but a copy is as long as the recording.
         """
         h = self.stem(x, context, mask)
-        return self.refine(h, mask, gates=gates, shift=shift)
+        return self.refine(h, mask, gates=gates, shift=shift, last_only=last_only)
 
-    def refine(self, h: Tensor, mask: Tensor, *, gates: Tensor | None = None, shift: Tensor | None = None) -> Zoomed:
+    def refine(
+        self,
+        h: Tensor,
+        mask: Tensor,
+        *,
+        gates: Tensor | None = None,
+        shift: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Zoomed:
         """Exits and gates from the state of :meth:`stem`; the other arguments as of :meth:`forward`."""
+        if last_only and h.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._refine_packed(h, mask, gates, shift)
         raw = self._read(0, h.flatten(0, 1))
         exits, chosen = [self._exit(raw, mask)], []
         gate = mask.float()
@@ -106,7 +120,37 @@ class BoundaryStream(nn.Module):
             raw = self._refined(layer + 1, h.flatten(0, 1), raw, gate.flatten())
             exits.append(self._exit(raw, mask))
         stacked = torch.stack(chosen, dim=-1) if chosen else gate.new_zeros(*mask.shape, 0)
-        return Zoomed(tuple(exits), stacked)
+        return Zoomed(tuple(exits[-1:] if last_only else exits), stacked)
+
+    def _refine_packed(self, h: Tensor, mask: Tensor, gates: Tensor | None, shift: Tensor | None) -> Zoomed:
+        """The same with the rows of active steps side by side: a step that stopped is not looked at again."""
+        steps = mask.shape[1]
+        raw = self._read(0, h.flatten(0, 1))
+        chosen = raw.new_zeros(len(self.blocks), raw.shape[0])
+        if gates is not None:
+            chosen = (gates * mask.unsqueeze(-1)).flatten(0, 1).t().contiguous()
+        elif self.blocks:
+            at, gate, rows = None, mask.flatten().to(raw.dtype), raw
+        for layer, block in enumerate(self.blocks):
+            if gates is None:
+                moved = None if shift is None else shift.expand(mask.shape[0], 1).flatten()
+                if moved is not None and moved.numel() > 1:
+                    moved = moved.repeat_interleave(steps) if at is None else moved[at // steps]
+                gate = gate * self._activity(rows, moved)
+                on = gate.nonzero().squeeze(1)
+                at, gate = on if at is None else at[on], gate[on]
+                chosen[layer, at] = gate
+            else:
+                at = chosen[layer].nonzero().squeeze(1)
+                gate = chosen[layer, at]
+            if not at.numel():
+                if gates is None:
+                    break  # what stopped stays stopped
+                continue
+            h = block(h, mask, chosen[layer].view(mask.shape))
+            rows = torch.addcmul(raw[at], self._read(layer + 1, h.flatten(0, 1)[at]), gate.unsqueeze(-1))
+            raw[at] = rows
+        return Zoomed((self._exit(raw, mask),), chosen.t().unflatten(0, mask.shape))
 
     def stem(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """The state ``[B, T, width]`` before the first block; arguments of :meth:`forward`."""
@@ -122,11 +166,22 @@ class BoundaryStream(nn.Module):
 
         Without gradient: a scale must say how sure the distance is, not ask for a block.
         """
+        return self._ramps(last.scale, last.reach, None if shift is None else shift.unsqueeze(-1))
+
+    def _activity(self, rows: Tensor, shift: Tensor | None) -> Tensor:
+        """The same ``[N]`` of raw exits ``[N, 3 F]``; ``shift``: ``[N]`` or ``[1]``."""
+        _, spread, reach = rows.split(self.num_fields, dim=1)
+        return self._ramps(F.softplus(spread) + MIN_SCALE, reach, None if shift is None else shift.unsqueeze(-1))
+
+    def _ramps(self, scale: Tensor, reach: Tensor, shift: Tensor | None) -> Tensor:
+        """Activity of fields that lie along dimension 1."""
+        if self.full_depth:
+            return torch.ones_like(scale).amax(dim=1)
         low, high = REACH
-        close = ((last.reach.sigmoid() - low) / (high - low)).clamp(0, 1)
-        unsure = last.scale.log() - math.log(self.threshold)
+        close = ((reach.sigmoid() - low) / (high - low)).clamp(0, 1)
+        unsure = scale.log() - math.log(self.threshold)
         if shift is not None:
-            unsure = unsure + shift.unsqueeze(-1)
+            unsure = unsure + shift
         return (close * (0.5 + unsure / RAMP).clamp(0, 1)).amax(dim=1)
 
     def _read(self, layer: int, rows: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class GivenDepth(TemporalZoomNet):
 
     def trunk(self, features: Tensor, mask: Tensor, **options: object):  # type: ignore[no-untyped-def,override]
         if self.given is not None:
-            options = {"tau": self.given(features)}
+            options = {"tau": self.given(features), "last_exit": options.get("last_exit", False)}
         return super().trunk(features, mask, **options)  # type: ignore[arg-type]
 
 

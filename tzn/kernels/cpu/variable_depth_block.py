@@ -79,6 +79,10 @@ def forward(
     x: Tensor, gate: Tensor | None, weights: list[Tensor], mask: Tensor | None, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """The output, and with ``keep`` what the backward pass reads besides input and weights."""
+    if not keep and x.dtype in (torch.float32, torch.float64) and all(w.dtype == x.dtype for w in weights):
+        # The same kernels in one call: where few steps are active, going in and out of Python costs more than their work.
+        gate = None if gate is None else gate.to(x.dtype)
+        return torch.ops.tzn_native.variable_depth_block(x, gate, weights, mask), []
     kernels, w = torch.ops.tzn_native, _wide_norms(BlockWeights(*weights), x)
     (batch, steps, _), shape = x.shape, x.shape
     heads, window = w.position_bias.shape
