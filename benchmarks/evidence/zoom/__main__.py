@@ -4,6 +4,8 @@
     python -m benchmarks.evidence.zoom fronts --data ../shared/data --seeds 0 1 2 3 4
     python -m benchmarks.evidence.zoom known                                     # synthetic sets with a known answer
     python -m benchmarks.evidence.zoom risk --data ../shared/data                # thresholds that keep a promise
+    python -m benchmarks.evidence.zoom times --data ../shared/data               # of saved work, what is saved in time
+    python -m benchmarks.evidence.zoom variants --seeds 0 1 2                    # what others do, on the known answer
     python -m benchmarks.evidence.zoom report                                    # writes zoom.md
 
 Every training is kept in ``zoom.json`` as soon as it is scored, and not run again; several processes share the work.
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.evidence.zoom import known_answer, real, report, risk
+from benchmarks.evidence.zoom import known_answer, real, report, risk, times, variants
 from benchmarks.lib import provenance
 from benchmarks.planning import Store
 
@@ -42,7 +44,7 @@ def jobs(options: argparse.Namespace) -> list[real.Job]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("headroom", "fronts", "known", "risk", "report"))
+    parser.add_argument("part", choices=("headroom", "fronts", "known", "risk", "times", "variants", "report"))
     parser.add_argument("--out", type=Path, default=provenance.RESULTS / "evidence", help="folder for the results")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument(
@@ -62,6 +64,12 @@ def main() -> None:
         return
     if options.part == "risk":
         risk.main(store, options.seeds, options.data, options.runs, options.sets)
+        return
+    if options.part == "times":
+        times.main(store, options.data, options.runs, options.sets)
+        return
+    if options.part == "variants":
+        variants.main(store, options.seeds)
         return
     for job in jobs(options):
         lock = store.claim(job.key)
