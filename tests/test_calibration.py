@@ -13,6 +13,7 @@ from tzn.calibration import (
     LEVELS,
     Calibration,
     Intervals,
+    controlled,
     fit_intervals,
     fit_probabilities,
     fit_scale,
@@ -169,3 +170,34 @@ def test_damaged_data_is_refused(name, value, said):
         Calibration.from_dict({**_calibration().to_dict(), name: value})
     with pytest.raises(ValueError, match="coverage"):
         Intervals.from_dict({**_calibration().intervals.to_dict(), "coverage": [0.5, 0.4]})
+
+
+def test_the_controlled_setting_is_the_last_that_keeps_the_risk():
+    harmed = np.zeros((9, 4), bool)
+    harmed[0, 1:] = True
+    harmed[1, 2] = True  # and by all that follow, whatever it says there
+    harmed[2, 3] = True
+    assert controlled(harmed, 0.1) == 0  # (0 + 1) / 10
+    assert controlled(harmed, 0.2) == 1  # (1 + 1) / 10
+    assert controlled(harmed, 0.3) == 2
+    assert controlled(harmed, 0.39) == 2  # (3 + 1) / 10 is above
+    assert controlled(harmed, 0.4) == 3
+    harmed[:, 0] = True
+    assert controlled(harmed, 0.9) is None
+    for risk in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="expected a share"):
+            controlled(harmed, risk)
+    with pytest.raises(ValueError, match="9 groups promise no risk of 0.05: expected at least 19"):
+        controlled(harmed, 0.05)
+
+
+def test_a_controlled_setting_harms_no_more_new_groups_than_promised():
+    """Groups stop being served at a setting of their own; the share of new ones harmed, over many draws of 19 groups."""
+    random, risk = np.random.default_rng(0), 0.2
+    rates = []
+    for _ in range(4000):
+        limit = random.random(20)
+        harmed = limit[:, None] < np.linspace(0, 1, 51)[None, :]
+        chosen = controlled(harmed[:19], risk)
+        rates.append(chosen is not None and harmed[19, chosen])
+    assert 0.15 < np.mean(rates) < risk + 0.02  # the promise, and close to it: no setting is given away

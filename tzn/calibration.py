@@ -194,6 +194,35 @@ class Calibration:
         )  # fmt: skip
 
 
+def controlled(harmed: np.ndarray, risk: float) -> int | None:
+    """The largest setting of a dial that harms a new group with probability at most ``risk``, by conformal risk control.
+
+    Of settings with ``(harmed groups + 1) / (groups + 1) <= risk`` the last: for groups, and a model that has seen none of
+    them, it harms a new exchangeable group with probability at most ``risk`` (Angelopoulos et al., ICLR 2024, theorem 1; the
+    loss is 0 or 1 and made monotone here).
+
+    Args:
+        harmed: ``[G, K]`` bool by group and setting, in the order of what they save; who is harmed by one counts as harmed
+            by all that follow.
+        risk: in (0, 1).
+
+    Returns:
+        Index of the setting; None: not even the first keeps it.
+
+    Raises:
+        ValueError: ``risk`` outside (0, 1), too few groups for it even if none is harmed.
+    """
+    if not 0 < risk < 1:
+        raise ValueError(f"risk = {risk}: expected a share in (0, 1)")
+    groups = len(harmed)
+    if 1 / (groups + 1) > risk:
+        raise ValueError(
+            f"{groups} groups promise no risk of {risk:g}: expected at least {math.ceil(1 / risk - 1 - 1e-9)}"
+        )
+    kept = (np.maximum.accumulate(harmed, axis=1).sum(0) + 1) / (groups + 1) <= risk
+    return int(np.flatnonzero(kept)[-1]) if kept.any() else None
+
+
 def fit_intervals(ratio: np.ndarray, group: np.ndarray) -> Intervals:
     """Widths by coverage from ratios |error| / standard error of boundaries in groups that were not seen.
 

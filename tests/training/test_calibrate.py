@@ -15,9 +15,12 @@ from small_run import small_config
 import tzn
 from tzn.cli import main
 from tzn.config import InferenceConfig
+from tzn.config_loading import config_from_dict
+from tzn.data.dataset import load_split_annotations, select_recordings
 from tzn.data.synthetic import generate_synthetic
 from tzn.detections import read_predictions
 from tzn.errors import CheckpointError, ConfigError, DataError
+from tzn.evaluation.report import evaluate
 from tzn.inference.calibrated import calibration_of
 from tzn.inference.evaluate_checkpoint import evaluate_checkpoint
 from tzn.inference.fixed import detect
@@ -27,7 +30,7 @@ from tzn.models.checkpoint import load_checkpoint, run_checkpoint
 from tzn.models.checkpoint_file import read_checkpoint, write_checkpoint
 from tzn.models.pretrained import RawSignal, load_pretrained, save_pretrained
 from tzn.training import train
-from tzn.training.calibrate import calibrate, cross_coverage, joined, lag_products
+from tzn.training.calibrate import THRESHOLDS, calibrate, cross_coverage, joined, lag_products
 
 EVEN, ODD = 'data.validation=["*[02468]"]', 'data.validation=["*[13579]"]'
 SETTINGS = (
@@ -153,6 +156,8 @@ def test_what_is_refused(place, run, tmp_path, capsys):
     data = place / "data"
     with pytest.raises(ConfigError, match="exclude each other"):
         calibrate(run, data, held_out=True, fold_runs=[place / "odd"])
+    with pytest.raises(ConfigError, match="no boundary stream"):
+        calibrate(run, data, held_out=True, risk=0.3)
     with pytest.raises(ConfigError, match="both held out and trained on"):
         calibrate(run, data, held_out=True, group="synthetic", progress=False)
     with pytest.raises(ConfigError, match="held out by two fold runs"):
@@ -273,3 +278,79 @@ def test_models_without_standard_errors_are_refused(place):
     ).eval()
     with pytest.raises(DataError, match="no standard errors"):
         read_off(model, dataset, {chosen[0].id: "a"}, config.inference, 3)
+
+
+@pytest.fixture(scope="module")
+def zoomed(tmp_path_factory):
+    """A run with a boundary stream that held half of the recordings out, its data beside it."""
+    place = tmp_path_factory.mktemp("zoomed")
+    generate_synthetic(place / "data", num_recordings=24, length=(100, 140), num_classes=3, channels=6, seed=1)
+    short = ("training.epochs=8", "data.max_length=96")
+    changes = (*short, "model.refinement_layers=0", "model.embedding_stride=2", "model.zoom_layers=2")
+    train(small_config(*SETTINGS, *changes, EVEN), place / "data", place / "run", accelerator="cpu", progress=False)
+    return place / "run"
+
+
+def points_of_map(run, data, threshold):
+    """mAP of every held-out recording at a threshold; None: with all blocks on all steps, by depths given from outside."""
+    checkpoint = load_checkpoint(run_checkpoint(run))
+    config = config_from_dict(checkpoint.config)
+    config = dataclasses.replace(config, inference=config.inference.replace(threshold=threshold))
+    if threshold is None:
+        model = checkpoint.model
+        plain = model.trunk
+        model.trunk = lambda x, mask, **_: plain(x, mask, tau=torch.ones(mask.shape))
+    found = evaluate_checkpoint(checkpoint, data, split="validation", config=config, progress=False)
+    annotations = load_split_annotations(data, config.data, checkpoint.classes)
+    held = [r for r in select_recordings(annotations, config.data, "validation") if len(r.segments)]
+    scores = [evaluate([r], found.detections, checkpoint.classes, config.evaluation).score.average_mAP for r in held]
+    return 100 * np.array(scores), found.gmac
+
+
+@pytest.mark.parametrize("allowed", [1.0, 8.0])
+def test_a_dial_with_a_promise_is_chosen_and_stored(zoomed, tmp_path, capsys, allowed):
+    data, run, risk = zoomed.parent / "data", shutil.copytree(zoomed, tmp_path / "run"), 0.3
+    (full, cost), curves = points_of_map(run, data, None), [points_of_map(run, data, t) for t in THRESHOLDS]
+    harmed = np.maximum.accumulate([full - scores > allowed for scores, _ in curves]).sum(1)
+    fits = (harmed + 1) / (len(full) + 1) <= risk
+    arguments = [
+        "calibrate",
+        str(run),
+        "--data",
+        str(data),
+        "--held-out",
+        "--risk",
+        str(risk),
+        "--allowed",
+        str(allowed),
+    ]
+    if not fits.any():
+        assert main(arguments) == 2
+        assert "no threshold chosen: even 0.25 costs" in capsys.readouterr().err
+        return
+    wanted = int(np.flatnonzero(fits)[-1])
+    assert main([*arguments, "--json"]) == 0
+    dial = json.loads(capsys.readouterr().out)["dial"]
+    assert dial["threshold"] == THRESHOLDS[wanted] and dial["harmed"] == harmed[wanted] and dial["groups"] == len(full)
+    assert dial["full_mAP"] == pytest.approx(full.mean()) and dial["mAP"] == pytest.approx(curves[wanted][0].mean())
+    assert dial["saved"] == pytest.approx(1 - curves[wanted][1] / cost) and dial["saved"] > 0
+    # From then on the run goes by it, and its calibration is that of this threshold.
+    checkpoint = load_checkpoint(run_checkpoint(run))
+    assert checkpoint.config["inference"]["threshold"] == THRESHOLDS[wanted]
+    assert tzn.load(run)(sorted((data / "features").glob("*.npy"))[-1]).calibrated
+    assert (
+        main(arguments) == 0 and f"threshold {THRESHOLDS[wanted]:g}: " in capsys.readouterr().out
+    )  # again, and the same
+
+
+def test_a_dial_that_can_not_be_promised_is_refused(zoomed, capsys):
+    data, before = zoomed.parent / "data", run_checkpoint(zoomed).read_bytes()
+    for arguments, message in (
+        ([zoomed, "--risk", "1.5"], "--risk 1.5: expected a share"),
+        ([zoomed, "--risk", "0.3", "--allowed", "-1"], "--allowed -1: expected points"),
+        ([zoomed, "--risk", "0.02"], "groups promise no risk of 0.02: expected at least 49"),
+    ):
+        path, *rest = map(str, arguments)
+        assert main(["calibrate", path, "--data", str(data), "--held-out", *rest]) == 2
+        assert message in capsys.readouterr().err
+    assert run_checkpoint(zoomed).read_bytes() == before

@@ -15,7 +15,8 @@ def add_calibrate(commands: Commands) -> None:
         commands, "calibrate", _calibrate,
         "measure a run's errors on unseen groups and store intervals and probabilities in its checkpoint",
         "tzn calibrate runs/hapt --data hapt --group 'user[0-9]+'\n"
-        "tzn calibrate runs/hapt --data hapt --group 'user[0-9]+' --held-out",
+        "tzn calibrate runs/hapt --data hapt --group 'user[0-9]+' --held-out\n"
+        "tzn calibrate runs/zoom --data hapt --group 'user[0-9]+' --risk 0.2",
     )  # fmt: skip
     p.add_argument("checkpoint", type=Path, metavar="RUN", help="folder of a run, or a checkpoint; stored in it")
     p.add_argument("--data", type=Path, required=True, help="folder with annotations.json and features/")
@@ -33,6 +34,12 @@ def add_calibrate(commands: Commands) -> None:
         "--held-out", action="store_true",
         help="cheap: no fold models, the run's own validation recordings, which chose its best epoch",
     )  # fmt: skip
+    p.add_argument(
+        "--risk", type=float, metavar="SHARE",
+        help="networks with model.zoom_layers: also choose and store the largest inference.threshold at which at most this "
+        "share of new groups loses more than --allowed points of mAP against full depth",
+    )  # fmt: skip
+    p.add_argument("--allowed", type=float, default=1.0, metavar="POINTS", help="points of mAP, see --risk (1)")
     p.add_argument("--out", type=Path, help="folder for the fold models (default: RUN/calibration)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--no-progress", action="store_true", help="no progress bars")
@@ -43,7 +50,7 @@ def _calibrate(o: argparse.Namespace) -> None:
     from tzn.training.calibrate import calibrate
 
     report = calibrate(
-        o.checkpoint, o.data, folds=o.folds, group=o.group, fold_runs=o.fold_run, held_out=o.held_out, out=o.out,
-        device=o.device, progress=not (o.no_progress or o.quiet), say=LOG.warning,
+        o.checkpoint, o.data, folds=o.folds, group=o.group, fold_runs=o.fold_run, held_out=o.held_out,
+        risk=o.risk, allowed=o.allowed, out=o.out, device=o.device, progress=not (o.no_progress or o.quiet), say=LOG.warning,
     )  # fmt: skip
     print(json.dumps(report.to_dict()) if o.json else report.text())

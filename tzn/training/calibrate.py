@@ -6,10 +6,11 @@ boundaries look like to a stranger; :mod:`tzn.calibration` makes tables of it, a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from tzn.calibration import (
     FEWEST,
     Calibration,
+    controlled,
     fit_intervals,
     fit_probabilities,
     fit_scale,
@@ -36,10 +38,12 @@ from tzn.errors import ConfigError, DataError
 from tzn.evaluation.boundary_error import boundary_errors
 from tzn.evaluation.detection_map import matched
 from tzn.evaluation.flat import GroundTruth, flatten
+from tzn.evaluation.report import evaluate
 from tzn.inference.localize import candidates, suppress
-from tzn.models import Localizer
+from tzn.models import Localizer, TemporalZoomNet
 from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
 from tzn.models.checkpoint_file import read_checkpoint, write_checkpoint
+from tzn.profiling import count_multiply_adds
 from tzn.readers.front_end import prepare_features
 from tzn.training.fit import train
 from tzn.training.resolve import best_f1_threshold
@@ -47,6 +51,11 @@ from tzn.training.resolve import best_f1_threshold
 RIGHT = 0.5  # tIoU of a detection that is right
 MARK = 2.0  # factor by which a second decoding tells ends that a crossing moved from the others
 SQRT2 = math.sqrt(2.0)
+# Thresholds that a dial is chosen from, grid steps; at the last one no block runs.
+THRESHOLDS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1000.0)
+ALLOWED = 1.0  # points of mAP that a group may lose to a dial without being harmed
+
+Judged = Sequence[tuple[LoadedCheckpoint, ExperimentConfig]]  # models, and what each has not seen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +87,35 @@ class HeldOut:
     recordings: list[Recording]
 
 
+class Dial(NamedTuple):
+    """A threshold that keeps a promise (:func:`tzn.calibration.controlled`).
+
+    Attributes:
+        threshold: chosen ``inference.threshold``, grid steps.
+        risk: promised: at most this share of new groups loses more than ``allowed`` points of mAP against full depth.
+        groups, harmed: how many with segments it was chosen on, and how many of them it (or a smaller threshold) harms.
+        mAP, full_mAP: percent, mean over groups, at the threshold and at full depth.
+        saved: share of the whole network's multiply-adds at full depth that it does without.
+    """
+
+    threshold: float
+    risk: float
+    allowed: float
+    groups: int
+    harmed: int
+    mAP: float
+    full_mAP: float
+    saved: float
+
+    def text(self) -> str:
+        """For a terminal."""
+        return (
+            f"threshold {self.threshold:g}: {100 * self.saved:.0f} % of the multiply-adds of full depth saved, mAP "
+            f"{self.mAP:.1f} for {self.full_mAP:.1f}; {self.harmed} of {self.groups} groups lose more than "
+            f"{self.allowed:g} points, a new one with a chance of at most {100 * self.risk:g} %"
+        )
+
+
 class Report(NamedTuple):
     """What ``tzn calibrate`` found.
 
@@ -88,6 +126,7 @@ class Report(NamedTuple):
         uncalibrated: the same of the Gaussian intervals of the standard errors as they were.
         score_threshold: score of the best F1 on the held-out recordings; None: no detection is right.
         path: the checkpoint.
+        dial: the threshold, where one was asked for.
     """
 
     calibration: Calibration
@@ -95,6 +134,7 @@ class Report(NamedTuple):
     uncalibrated: dict[float, float]
     score_threshold: float | None
     path: Path
+    dial: Dial | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, shares in [0, 1]; None where a share is not known."""
@@ -102,6 +142,7 @@ class Report(NamedTuple):
         return {
             "checkpoint": str(self.path), "calibration": self.calibration.to_dict(), "covered": shares,
             "uncalibrated": {str(k): v for k, v in self.uncalibrated.items()}, "score_threshold": self.score_threshold,
+            "dial": None if self.dial is None else self.dial._asdict(),
         }  # fmt: skip
 
     def text(self) -> str:
@@ -118,6 +159,8 @@ class Report(NamedTuple):
         for level, (expected, guaranteed) in self.covered.items():
             shares = (self.uncalibrated[level], expected, guaranteed)
             lines.append(f"{100 * level:10.0f} %            " + "   ".join(f"{100 * x:8.1f}" for x in shares))
+        if self.dial is not None:
+            lines.append(self.dial.text())
         return "\n".join([*lines, f"stored in {self.path}"])
 
 
@@ -129,6 +172,8 @@ def calibrate(
     group: str | None = None,
     fold_runs: Sequence[Path] = (),
     held_out: bool = False,
+    risk: float | None = None,
+    allowed: float = ALLOWED,
     out: Path | None = None,
     device: str = "cpu",
     progress: bool = True,
@@ -144,12 +189,16 @@ def calibrate(
         fold_runs: finished runs that held groups out (``data.validation``), in place of training folds.
         held_out: no fold models: the run's own validation recordings, which chose its best epoch, so that errors come out
             a little too small.
+        risk: of a network with a boundary stream also choose ``inference.threshold``, see :func:`choose_dial`, before
+            anything is measured; None: leave it. allowed: points of mAP that a group may lose.
         out: folder for the fold models; None: RUN/calibration.
         device: where models run. progress: bars. say: takes what a user should know, line by line.
 
     Raises:
         ConfigError: folds that do not fit the groups, fold runs of another model or with a group on both sides,
-            ``held_out`` without validation recordings. DataError: unusable data, too few right detections or groups.
+            ``held_out`` without validation recordings, ``risk`` for a network without a boundary stream or outside (0, 1),
+            a negative ``allowed``. DataError: unusable data, too few right detections or groups, a risk that no threshold
+            keeps.
         CheckpointError, TrainingError, StoppedError: as of training.
     """
     path = run_checkpoint(Path(run))
@@ -159,33 +208,127 @@ def calibrate(
         raise ConfigError(
             "--held-out and --fold-run exclude each other: either the run's own recordings, or fold models"
         )
+    if risk is not None:
+        _check_dial(checkpoint.model, risk, allowed)
+    judged: Judged
     if held_out:
         if not config.data.validation:
             raise ConfigError(
                 "--held-out: the run held no recordings out (data.validation); leave it out to train folds"
             )
-        whole = held_out_by(checkpoint, config, data, group, device)
-        parts, source = by_group(whole), "validation"
+        judged, source = [(checkpoint, config)], "validation"
     else:
         runs = list(fold_runs) or _trained_folds(config, data, folds, group, out or _folder(run), device, progress, say)
-        parts = [
-            held_out_by(load_checkpoint(last_checkpoint(path)), _same(config, path), data, group, device)
-            for path in runs
-        ]
-        source = f"{len(parts)} folds"
-        _check_disjoint(parts)
-        whole = joined(parts)
+        judged = [(load_checkpoint(last_checkpoint(one)), _same(config, one)) for one in runs]
+        source = f"{len(runs)} folds"
+    dial = None
+    if risk is not None:
+        dial = choose_dial(judged, data, group, risk, allowed, device)
+        config = dataclasses.replace(config, inference=config.inference.replace(threshold=dial.threshold))
+        judged = [(one, dataclasses.replace(its, inference=config.inference)) for one, its in judged]
+    parts = [held_out_by(one, its, data, group, device) for one, its in judged]
+    _check_disjoint(parts)
+    whole = joined(parts)
+    if held_out:
+        parts = by_group(whole)
     calibration = fit(whole, config.inference, source)
     threshold = best_f1_threshold(whole.recordings, whole.found, len(checkpoint.classes))
     content = read_checkpoint(path)
     content["tzn"] |= {
         "calibration": calibration.to_dict(), "score_threshold": threshold, "score_threshold_split": source,
     }  # fmt: skip
+    if dial is not None:
+        content["tzn"]["config"]["inference"]["threshold"] = dial.threshold
     write_checkpoint(path, content)
     levels = (0.5, 0.8, 0.9, 0.95)
     covered = cross_coverage(parts, config.inference, levels)
     claimed = {level: _share(whole.error, whole.std, whole.group, gaussian_factor(level)) for level in levels}
-    return Report(calibration, covered, claimed, threshold, path)
+    return Report(calibration, covered, claimed, threshold, path, dial)
+
+
+def choose_dial(
+    judged: Judged, data: Path, group: str | None, risk: float, allowed: float = ALLOWED, device: str = "cpu"
+) -> Dial:
+    """The largest of :data:`THRESHOLDS` at which at most a share ``risk`` of new groups loses more than ``allowed`` points of
+    mAP (mean over ``evaluation.tiou``) against all blocks on all steps.
+
+    Args:
+        judged: models with a boundary stream, and configurations whose ``data.validation`` names what each has not seen.
+
+    Raises:
+        ConfigError: a group is both held out and trained on. DataError: too few groups, or too many harmed at every threshold.
+    """
+    lost: list[list[float]] = []  # by group, then threshold
+    maps, full_maps, work = np.zeros(len(THRESHOLDS)), 0.0, np.zeros(len(THRESHOLDS) + 1)
+    for checkpoint, config in judged:
+        dataset, names = _unseen(checkpoint, config, data, group)
+        members: dict[str, list[Recording]] = {}
+        for recording in dataset.recordings:
+            members.setdefault(names[recording.id], []).append(recording)
+        members = {name: of for name, of in members.items() if any(len(r.segments) for r in of)}  # others have no mAP
+        model, scores = checkpoint.model.to(device), []
+        for k, threshold in enumerate((None, *THRESHOLDS)):  # the first at full depth
+            inference = config.inference.replace(threshold=threshold)
+            with _full_depth(model, threshold is None):
+                found, count = _found(model, dataset, inference, device)
+            work[k] += count
+            scores.append(
+                [
+                    100 * evaluate(of, found, checkpoint.classes, config.evaluation).score.average_mAP
+                    for of in members.values()
+                ]
+            )
+        full_maps += sum(scores[0])
+        maps += np.sum(scores[1:], axis=1)
+        lost += (np.array(scores[0]) - np.array(scores[1:])).T.tolist()
+    groups, harmed = len(lost), np.maximum.accumulate(np.array(lost) > allowed, axis=1)
+    try:
+        chosen = controlled(harmed, risk)
+    except ValueError as error:
+        raise DataError(f"no threshold chosen: {error} (group, or folds, of held-out recordings)") from None
+    if chosen is None:
+        raise DataError(
+            f"no threshold chosen: even {THRESHOLDS[0]:g} costs {harmed[:, 0].sum()} of {groups} groups more than {allowed:g} "
+            f"points of mAP; expected at most {math.floor(risk * (groups + 1) + 1e-9) - 1} for a risk of {risk:g}"
+        )
+    return Dial(
+        THRESHOLDS[chosen], risk, allowed, groups, int(harmed[:, chosen].sum()), float(maps[chosen] / groups),
+        full_maps / groups, float(1 - work[chosen + 1] / work[0]),
+    )  # fmt: skip
+
+
+def _check_dial(model: Localizer, risk: float, allowed: float) -> None:
+    if not isinstance(model, TemporalZoomNet) or model.boundary_stream is None:
+        raise ConfigError(
+            "--risk: this network has no boundary stream (model.zoom_layers) whose threshold could be chosen"
+        )
+    if not 0 < risk < 1:
+        raise ConfigError(f"--risk {risk:g}: expected a share in (0, 1)")
+    if not allowed >= 0:
+        raise ConfigError(f"--allowed {allowed:g}: expected points of mAP >= 0")
+
+
+@contextlib.contextmanager
+def _full_depth(model: Localizer, full: bool) -> Iterator[None]:
+    stream = model.boundary_stream
+    stream.full_depth = full  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        stream.full_depth = False  # type: ignore[union-attr]
+
+
+def _found(
+    model: Localizer, dataset: RecordingDataset, inference: InferenceConfig, device: str
+) -> tuple[dict[str, Detections], int]:
+    """Detections by recording, and the multiply-adds that they cost."""
+    found, work = {}, 0
+    for i, recording in enumerate(dataset.recordings):
+        example = dataset[i]
+        raw, count = count_multiply_adds(lambda e=example: candidates(model, e.features.to(device), inference))  # type: ignore[misc]
+        found[recording.id] = suppress(raw, example.grid, example.duration, inference)
+        work += count
+    return found, work
 
 
 def uncalibrated(checkpoint: LoadedCheckpoint) -> ExperimentConfig:
@@ -203,6 +346,14 @@ def held_out_by(
     Raises:
         ConfigError: a group is both held out and trained on. DataError: unusable data; a model without standard errors.
     """
+    dataset, names = _unseen(checkpoint, config, data, group, split)
+    return read_off(checkpoint.model.to(device), dataset, names, config.inference, len(checkpoint.classes), device)
+
+
+def _unseen(
+    checkpoint: LoadedCheckpoint, config: ExperimentConfig, data: Path, group: str | None, split: str = "validation"
+) -> tuple[RecordingDataset, dict[str, str]]:
+    """Recordings of a split, and the group of each."""
     annotations = load_split_annotations(data, config.data, None if config.data.single_class else checkpoint.classes)
     chosen = select_recordings(annotations, config.data, split)
     names = recording_groups(data / config.data.annotations, [r.id for r in chosen], group)
@@ -213,7 +364,7 @@ def held_out_by(
     dataset = RecordingDataset(
         annotations, chosen, located(data, config.data.features), config.data, config.model.feature_dim, training=False
     )
-    return read_off(checkpoint.model.to(device), dataset, names, config.inference, len(checkpoint.classes), device)
+    return dataset, names
 
 
 def read_off(
@@ -466,8 +617,8 @@ def _same(config: ExperimentConfig, run: Path) -> ExperimentConfig:
     return dataclasses.replace(config, data=fold.data)
 
 
-# What a fold may have of its own; max_segments follows the training recordings where nobody set it.
-DIFFERENT = {("data", "validation"), ("data", "usual_fps"), ("inference", "max_segments")}
+# What a fold may have of its own; max_segments follows its recordings where nobody set it, a threshold is chosen later.
+DIFFERENT = {("data", "validation"), ("data", "usual_fps"), ("inference", "max_segments"), ("inference", "threshold")}
 
 
 def _check_disjoint(parts: Sequence[HeldOut]) -> None:

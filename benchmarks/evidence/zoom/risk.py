@@ -6,7 +6,7 @@ A group (person, patient, or recording) is harmed by a threshold when its mAP, m
     (harmed groups + 1) / (groups + 1) <= RISK
 
 on calibration groups, which no training saw, the largest one harms a new exchangeable group with probability at most RISK
-(Angelopoulos et al., ICLR 2024, theorem 1; the loss is 0 or 1 and monotone by construction). Checked here on
+(:func:`tzn.calibration.controlled`, the rule of ``tzn calibrate --risk``). Checked here on
 random halves of the test groups: one half calibrates, the other counts.
 """
 
@@ -22,6 +22,7 @@ from benchmarks.evidence.zoom import real
 from benchmarks.evidence.zoom.policies import examples, under
 from benchmarks.lib.runs import recordings_of, trained
 from benchmarks.planning import Store
+from tzn.calibration import controlled
 from tzn.config_loading import config_from_dict
 from tzn.evaluation.report import evaluate
 from tzn.planning.groups import find_groups
@@ -30,17 +31,6 @@ SETS = ("ludb", "eye_lund2013", "hapt")
 GRID = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1000.0)  # thresholds; at the last nothing is refined
 ALLOWED, RISK = 1.0, 0.2  # points of mAP; share of groups
 SPLITS = 2000
-
-
-def largest(harmed: np.ndarray) -> int | None:
-    """Index of the largest threshold that keeps the risk; None: not even the smallest.
-
-    Args:
-        harmed: ``[G, K]`` bool, monotone along the thresholds.
-    """
-    groups = len(harmed)
-    kept = (harmed.sum(0) + 1) / (groups + 1) <= RISK
-    return int(np.flatnonzero(kept)[-1]) if kept.any() else None
 
 
 def checked(lost: np.ndarray, gmac: np.ndarray, full_gmac: float, seed: int = 0) -> dict[str, Any]:
@@ -54,7 +44,7 @@ def checked(lost: np.ndarray, gmac: np.ndarray, full_gmac: float, seed: int = 0)
     for _ in range(SPLITS):
         order = random.permutation(len(lost))
         half = len(order) // 2
-        chosen = largest(harmed[order[:half]])
+        chosen = controlled(harmed[order[:half]], RISK) if half + 1 >= 1 / RISK else None
         if chosen is None:
             refused += 1
             risks.append(0.0)
