@@ -284,9 +284,9 @@ def test_models_without_standard_errors_are_refused(place):
 def zoomed(tmp_path_factory):
     """A run with a boundary stream that held half of the recordings out, its data beside it."""
     place = tmp_path_factory.mktemp("zoomed")
-    generate_synthetic(place / "data", num_recordings=24, length=(100, 140), num_classes=3, channels=6, seed=1)
-    short = ("training.epochs=8", "data.max_length=96")
-    changes = (*short, "model.refinement_layers=0", "model.embedding_stride=2", "model.zoom_layers=2")
+    generate_synthetic(place / "data", num_recordings=24, length=(180, 240), num_classes=3, channels=6, seed=1)
+    short = ("training.epochs=50",)
+    changes = (*short, "model.refinement_layers=0", "model.zoom_layers=2")
     train(small_config(*SETTINGS, *changes, EVEN), place / "data", place / "run", accelerator="cpu", progress=False)
     return place / "run"
 
@@ -324,6 +324,7 @@ def test_a_dial_with_a_promise_is_chosen_and_stored(zoomed, tmp_path, capsys, al
         "--allowed",
         str(allowed),
     ]
+    assert fits.any() or allowed == 1.0  # one of the two at least stores a threshold
     if not fits.any():
         assert main(arguments) == 2
         assert "no threshold chosen: even 0.25 costs" in capsys.readouterr().err
