@@ -1,6 +1,7 @@
-"""One inference on paper: what it would take on a GPU, from the compiled kernels' own resources. Nothing is run, nothing timed.
+"""One inference on paper, and the backward pass of a block: what they would take on a GPU, from the compiled kernels' own
+resources. Nothing is run, nothing timed.
 
-usage: python -m benchmarks.gpu.paper [--out FILE.md] [--shapes 1x2304 1x9216 1x18432 8x2304] [--title TEXT]
+usage: python -m benchmarks.gpu.paper [--out FILE.md] [--shapes 1x2304 1x9216 1x18432 8x2304] [--title TEXT] [--backward]
 
 The THUMOS14 network in bfloat16 goes through ``tzn.inference.fixed.detect`` on tensors without values; every kernel that it
 would launch is recorded (``benchmarks/lib/launches.py`` says what counts) and every Triton kernel compiled for sm_90, as
@@ -9,9 +10,9 @@ would launch is recorded (``benchmarks/lib/launches.py`` says what counts) and e
     bytes      every tensor that a launch is given, once; every token active, every place of a capacity used
     floor      the larger of bytes / bandwidth and operations / matrix peak, of the data sheet
     expected   floor on the multiprocessors that the grid fills, plus LAUNCH, plus CHAIN for every wave, plus what kernels that
-               go serially through their work need for that (``SERIAL``)
+               go serially through their work need for that (``SERIAL``; ``PER_WAVE``: once a wave)
 
-LAUNCH, CHAIN, LOOP and PICK are assumptions, as are the data sheets' peaks; ``benchmarks/run_gpu.sh`` measures what they
+LAUNCH, CHAIN, LOOP, PICK and REDUCTION are assumptions, as are the data sheets' peaks; ``benchmarks/run_gpu.sh`` measures what they
 should be.
 """
 
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.lib.launches import Launch, whole_inference
+from benchmarks.lib.launches import Launch, block_backward, whole_inference
 from benchmarks.lib.tables import table
 from tzn.files import atomic_write
 
@@ -35,6 +36,7 @@ LAUNCH = 1.0  # µs from the end of a node of a CUDA graph to the start of the n
 CHAIN = 1.5  # µs of latency: a load from L2, work on it, a barrier or a store: assumed
 LOOP = 0.05  # µs of an iteration whose loads come out of L1 and overlap with those of the next: assumed
 PICK = 0.3  # µs of a pick of suppression: a loop over shared memory, two reductions of a warp, a barrier: assumed
+REDUCTION = 0.05  # µs of a sum over all warps of a program: shuffles, shared memory, two barriers: assumed
 SHAPES = ((1, 2304), (1, 9216), (1, 18432), (8, 2304))
 
 
@@ -64,6 +66,7 @@ class Cost(NamedTuple):
     bytes: int
     operations: float  # of matrix products, two per multiply-add
     serial: float  # µs of dependent steps, one after the other
+    serial_per_wave: float  # the same of every program
 
     def waves(self, device: Device) -> int:
         return math.ceil(self.programs / (self.resident * device.processors))
@@ -77,7 +80,7 @@ class Cost(NamedTuple):
         rounds = math.ceil(self.programs / device.processors)
         busy = self.programs / (rounds * device.processors)
         work = 1e6 * max(self.bytes / device.bandwidth, self.operations / (device.matrix * busy))
-        return work + LAUNCH + CHAIN * self.waves(device) + self.serial
+        return work + LAUNCH + (CHAIN + self.serial_per_wave) * self.waves(device) + self.serial
 
 
 # Operations of one launch from a kernel's arguments.
@@ -90,6 +93,13 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], float]] = {
     "head_kernel": lambda g: 6 * g["rows"] * g["C"] * g["N"],
     "offsets_kernel": lambda g: 6 * g["rows"] * g["C"] * 4,
     "lateral_kernel": lambda g: 2 * g["rows"] * g["K"] * g["N"],
+    "attention_backward_queries_kernel": lambda g: 6 * g["q_ptr"].numel() * (2 * g["radius"] + 1),
+    "attention_backward_keys_kernel": lambda g: 8 * g["q_ptr"].numel() * (2 * g["radius"] + 1),
+    "attention_backward_kernel": lambda g: 10 * g["q_ptr"].numel() * (2 * g["radius"] + 1),
+    "branch_gradient_kernel": lambda g: 2 * len(g["out_ptr"]) * g["D"] * g["K"],
+    "linear_gradient_kernel": lambda g: 2 * len(g["out_ptr"]) * g["N"] * g["K"],
+    "qkv_gradient_kernel": lambda g: 6 * len(g["out_ptr"]) * g["D"] ** 2,
+    "weight_gradient_kernel": lambda g: 2 * len(g["grad_ptr"]) * g["N"] * g["K"],
 }
 
 
@@ -106,6 +116,17 @@ SERIAL: dict[str, Callable[[dict[str, Any]], float]] = {
     "rank_kernel": lambda g: LOOP * math.ceil(g["topk"] / g["COMPARED"]),
     "best_picks_kernel": lambda g: LOOP * math.ceil(g["places"] / g["COMPARED"]),
     "suppress_groups": lambda g: 4 * LOOP * math.ceil(g["number"] / g["threads"]) + PICK * g["capacity"],
+}
+
+# As SERIAL, of every program, so once a wave.
+PER_WAVE: dict[str, Callable[[dict[str, Any]], float]] = {
+    # Two sums a bias offset and block of keys.
+    "attention_backward_queries_kernel": lambda g: (
+        2 * REDUCTION * (2 * g["radius"] + 1) * math.ceil((g["BLOCK_M"] + 2 * g["radius"]) / g["BLOCK_N"])
+    ),
+    "weight_gradient_kernel": lambda g: (
+        REDUCTION * math.ceil(len(g["grad_ptr"]) / g["dw_ptr"].shape[0] / g["BLOCK_M"])  # of the bias, every block of rows
+    ),
 }
 
 
@@ -152,10 +173,11 @@ def cost(launch: Launch, resources: Callable[[Launch], Usage]) -> Cost:
     warps = max(threads // 32, 1)
     of_registers = REGISTERS // (warps * 256 * math.ceil(max(registers, 1) / 8))  # given out in 256 a warp
     resident = max(1, min(of_registers, SHARED // (shared + 1024), THREADS // threads, BLOCKS))
-    return Cost(max(programs, 1), resident, registers, shared, stack, launch.bytes, operations, serial)
+    per_wave = PER_WAVE.get(launch.name, lambda g: 0.0)(given)
+    return Cost(max(programs, 1), resident, registers, shared, stack, launch.bytes, operations, serial, per_wave)
 
 
-def launches_and_costs(steps: int, batch: int) -> list[tuple[Launch, Cost]]:
+def launches_and_costs(what: Callable[..., list[Launch]], steps: int, batch: int) -> list[tuple[Launch, Cost]]:
     from triton.runtime.jit import JITFunction
 
     from tzn.kernels._aot import collect
@@ -170,13 +192,13 @@ def launches_and_costs(steps: int, batch: int) -> list[tuple[Launch, Cost]]:
 
     with collect(CAPABILITY):
         compile_only = JITFunction.run
-        found = whole_inference(steps, batch, compile_only=lambda *a, **k: compile_only(*a, **k))
+        found = what(steps, batch, compile_only=lambda *a, **k: compile_only(*a, **k))
     return [(launch, cost(launch, resources)) for launch in found]
 
 
-def report(batch: int, steps: int, title: str) -> tuple[str, list[str]]:
+def report(what: Callable[..., list[Launch]], batch: int, steps: int, title: str) -> tuple[str, list[str]]:
     """Table of one shape by kernel, and its line of totals."""
-    found = launches_and_costs(steps, batch)
+    found = launches_and_costs(what, steps, batch)
     names = list(dict.fromkeys((launch.kind, launch.name) for launch, _ in found))
     rows = []
     for kind, name in names:
@@ -224,11 +246,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write it here, as Markdown")
     parser.add_argument("--title", default="now", help="name of the program in the tables")
     parser.add_argument("--shapes", nargs="+", default=[f"{batch}x{steps}" for batch, steps in SHAPES])
+    parser.add_argument("--backward", action="store_true", help="of a block in training, in place of an inference")
     arguments = parser.parse_args()
     parts, totals = [], []
     for shape in arguments.shapes:
         batch, steps = (int(x) for x in shape.split("x"))
-        text, total = report(batch, steps, arguments.title)
+        text, total = report(block_backward if arguments.backward else whole_inference, batch, steps, arguments.title)
         print(text, flush=True)
         parts.append(text)
         totals.append(total)

@@ -185,3 +185,24 @@ def whole_inference(
     with recorded(compile_only) as found:
         detect(model, features, mask, settings)
     return found
+
+
+def block_backward(
+    steps: int, batch: int = 1, *, dtype: torch.dtype = torch.bfloat16, compile_only: Callable[..., Any] | None = None
+) -> list[Launch]:
+    """Launches of the backward pass of one gated block of that network, which is most of a training step's."""
+    from benchmarks.lib.contenders import CLASSES, INPUT_DIM
+    from tzn.kernels import variable_depth_block as kernels
+    from tzn.models import TemporalZoomNetConfig
+    from tzn.nn import VariableDepthBlock
+
+    c = TemporalZoomNetConfig(input_dim=INPUT_DIM, num_classes=CLASSES)
+    with torch.device("meta"):
+        weights = [w.detach().to(dtype) for w in VariableDepthBlock(c.width, c.num_heads, c.window).weights()]
+        x, gate = torch.zeros(batch, steps, c.width, dtype=dtype), torch.ones(batch, steps)
+        mask = torch.ones(batch, steps, dtype=torch.bool)
+    with recorded():
+        out, kept = kernels.forward(x, gate, weights, mask, keep=True)
+    with recorded(compile_only) as found:
+        kernels.backward(out, x, gate, weights, kept)
+    return found
