@@ -12,7 +12,8 @@ would launch is recorded (``benchmarks/lib/launches.py`` says what counts) and e
     expected   floor on the multiprocessors that the grid fills, plus LAUNCH, plus CHAIN for every wave, plus what kernels that
                go serially through their work need for that (``SERIAL``; ``PER_WAVE``: once a wave)
 
-LAUNCH, CHAIN, LOOP, PICK and REDUCTION are assumptions, as are the data sheets' peaks; ``benchmarks/run_gpu.sh`` measures what they
+LAUNCH, CHAIN, LOOP, PICK and REDUCTION are assumptions,
+as are the data sheets' peaks; ``benchmarks/run_gpu.sh`` measures what they
 should be.
 """
 
@@ -120,12 +121,15 @@ SERIAL: dict[str, Callable[[dict[str, Any]], float]] = {
 
 # As SERIAL, of every program, so once a wave.
 PER_WAVE: dict[str, Callable[[dict[str, Any]], float]] = {
-    # Two sums a bias offset and block of keys.
+    # Two sums a bias offset and block of keys where they are not gathered first.
     "attention_backward_queries_kernel": lambda g: (
-        2 * REDUCTION * (2 * g["radius"] + 1) * math.ceil((g["BLOCK_M"] + 2 * g["radius"]) / g["BLOCK_N"])
+        0.0
+        if g.get("GATHERED", False)
+        else 2 * REDUCTION * (2 * g["radius"] + 1) * math.ceil((g["BLOCK_M"] + 2 * g["radius"]) / g["BLOCK_N"])
     ),
     "weight_gradient_kernel": lambda g: (
-        REDUCTION * math.ceil(len(g["grad_ptr"]) / g["dw_ptr"].shape[0] / g["BLOCK_M"])  # of the bias, every block of rows
+        REDUCTION
+        * math.ceil(len(g["grad_ptr"]) / g["dw_ptr"].shape[0] / g["BLOCK_M"])  # of the bias, every block of rows
     ),
 }
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracle import TF32_SLACK, assert_as_good_as_eager, random_masks
+from oracle import TF32_SLACK, assert_as_good_as_eager, gradients, random_masks
 
-from tzn import reference
+from tzn import ops, reference
+from tzn.kernels import local_attention
 from tzn.kernels.active_tokens import compact
 from tzn.kernels.local_attention import attention_backward, attention_forward
 
@@ -132,6 +133,58 @@ def test_packed_rows_give_the_dense_result():
     dense = _kernels(q, k, v, bias, window, mask, query)
     torch.testing.assert_close(out[: len(active)], packed(dense, active)[: len(active)], rtol=1e-12, atol=1e-13)
     assert out[len(active) :].isnan().all()
+
+
+TILES = {
+    "all tokens, prime": (2, 149, 19, None, None),
+    "one step": (1, 1, 19, None, None),
+    "window wider than the recording": (2, 7, 19, None, None),
+    "widest window of a tile": (1, 131, 33, 0.5, (131,)),
+    "window 1": (2, 130, 1, 0.5, (130, 71)),
+    "sparse": (2, 211, 9, 0.05, (211, 100)),
+    "dense, one recording ends early": (2, 97, 19, 0.9, (97, 30)),
+    "nothing active": (2, 70, 9, 0.0, (70, 70)),
+    "no recording": (0, 20, 9, None, None),
+}
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["", "holes"])
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("name", TILES)
+def test_gradients_of_tiles_that_hold_their_band(name, biased, holes, monkeypatch):
+    """In float64, against the definition; the loop over a streamed band gives the same."""
+    batch, steps, window, share, lengths = TILES[name]
+    q, k, v, bias = _inputs(batch, steps, window, 16)
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    bias = bias if biased else None
+    mask = query = None
+    if share is not None:
+        mask, query = random_masks(batch, steps, share, lengths)
+        if holes:
+            mask = mask & (torch.rand(mask.shape) < 0.7)
+            query = query & mask
+    elif holes:
+        mask = torch.rand(batch, steps) < 0.7
+    grad = torch.randn(q.shape, dtype=torch.float64)
+    exact = _reference(q, k, v, bias, window, mask, query, grad)
+    monkeypatch.setattr(local_attention, "BYTES_IN_TILE", 8)
+    for given, wanted in zip(_kernels(q, k, v, bias, window, mask, query, grad), exact, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-10, atol=1e-11)
+
+
+def test_packed_recordings_stay_apart_in_tiles(monkeypatch):
+    monkeypatch.setattr(local_attention, "BYTES_IN_TILE", 8)
+    torch.manual_seed(0)
+    given = [torch.randn(120, HEADS, 16, dtype=torch.float64) for _ in range(3)]
+    given.append(torch.randn(HEADS, 9, dtype=torch.float64))
+    more = {"cu_seqlens": torch.tensor([0, 1, 50, 50, 57, 120], dtype=torch.int32)}
+    for query in (None, torch.rand(120) < 0.5):
+        found, exact = (
+            gradients(lambda *x, f=f, query=query: f(*x[:3], 9, bias=x[3], query_mask=query, **more), given)
+            for f in (ops.local_attention, reference.local_attention)
+        )
+        for ours, theirs in zip(found, exact, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
 def test_the_backward_pass_is_deterministic():

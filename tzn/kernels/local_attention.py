@@ -18,12 +18,21 @@ Backward: deterministic, without atomics.
 With P = softmax(S), dP = dO V^T and delta = rowsum(dO * O):   dS = P * (dP - delta),   dV = P^T dO,   dK = dS^T Q / sqrt(D),
 dQ = dS K / sqrt(D),   dbias[o] = sum of dS over pairs with offset o.
 
-First pass, owned by tiles of queries (as in the forward pass): delta, dQ, and the tile's share of dbias, which a sum in fixed
-order over tiles completes. Second pass, owned by tiles of BLOCK_N halo keys: at most r active tokens lie within r steps
-before a key, so its queries are active[near(first) - r : near(last) + r + 1], streamed BLOCK_M at a time.
+In 16 bits, up to 128 channels and windows up to WINDOW_IN_TILE, one pass (`fits_in_tile`). A program takes
+BLOCK halo keys, r of them before and r behind the
+BLOCK - 2 r that it owns, and the queries that may meet its own: those active within them are its own too and meet no key
+outside the tile. So the band is gathered once, five products of whole tiles give all three gradients of what is owned, and
+nothing is streamed; tiles overlap by 2 r rows, which lie in L2. delta stays in registers. Reads q, k, v, O, dO, writes dQ, dK,
+dV: 8 rows where two passes move 12.
+Else two passes. First, owned by tiles of queries (as in the forward pass): delta, dQ. Second, owned by tiles of BLOCK_N halo
+keys: at most r active tokens lie within r steps before a key, so its queries are active[near(first) - r : near(last) + r + 1],
+streamed BLOCK_M at a time.
+dbias: every row of dS is gathered by offset, [M, w] (the row of a key is found by counting the halo), and summed over
+rows once, where a sum an offset takes 2 w passes through shared memory; a sum in fixed order over tiles completes it.
+Gathering in the first of two passes is for float32 of up to 64 channels: more spills (4 to 28 instructions, triton 3.6,
+2026-11).
 P is rebuilt as exp2(S - largest) * (1 / sum), the forward pass's own arithmetic: exp2(S - log-sum-exp) rounds once more,
-which tripled the error of dV (2026-11). Each pass reads q, k, v, dO once per tile that sees them; nothing of size w is
-written but H * w bias sums per tile.
+which tripled the error of dV (2026-11). Nothing of size w is written but H * w bias sums per tile.
 """
 
 from __future__ import annotations
@@ -34,12 +43,15 @@ import triton.language as tl
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype
-from tzn.kernels._launch import accumulator, block_width, launch, on_its_device, precision
+from tzn.kernels._launch import accumulator, architecture, block_width, launch, on_its_device, precision
 from tzn.kernels.active_tokens import TokenLists, compact
 from tzn.reference.local_attention import over_residues, packed_times
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 CHUNK = tl.constexpr(32)
+BYTES_IN_TILE = 2  # of elements of which a whole band fits into the registers of one program: more spill (2026-11)
+TILED = ("sm80", "sm90")  # on sm_100 tiles of 128 channels spill (2 to 30 instructions, triton 3.6, 2026-11)
+WINDOW_IN_TILE = 33  # half of the smallest tile's rows, and one, are then its own
 WIDE = 128  # channels of more than 16 bits beyond which products of rows are summed up chunk by chunk
 
 
@@ -289,14 +301,40 @@ def attention_forward(
 
 
 @triton.jit
+def band_rows(
+    slot_ptr, flags_ptr, token, row, live, tokens, radius, SUBSET: tl.constexpr, BLOCK_W: tl.constexpr
+):  # fmt: skip
+    """Rows of the keys at every offset of a row's window, and which there are; another recording's too: its scores are 0."""
+    offset = tl.arange(0, BLOCK_W)[None, :] - radius
+    there = live[:, None] & (offset <= radius)
+    place = row[:, None] + offset
+    if SUBSET:  # as many rows away as tokens of the halo lie between
+        token_there = token[:, None] + offset
+        there = there & (token_there >= 0) & (token_there < tokens)
+        there = there & ((tl.load(flags_ptr + token_there, mask=there, other=0).to(tl.int32) & 2) != 0)
+        rank = tl.cumsum(there.to(tl.int32), 1)
+        rank -= tl.sum(tl.where(offset == 0, rank, 0), 1)[:, None]
+        place = tl.load(slot_ptr + row, mask=live, other=0)[:, None] + rank
+    return place, there
+
+
+@triton.jit
+def gather_band(dscores, key_row, there, first, BLOCK: tl.constexpr):
+    """``[M, BLOCK_W]``: what lies at every offset of a row's window, of BLOCK keys from ``first`` on."""
+    column = key_row - first
+    there = there & (column >= 0) & (column < BLOCK)
+    return tl.where(there, tl.gather(dscores, tl.where(there, column, 0), 1), 0.0)
+
+
+@triton.jit
 def attention_backward_queries_kernel(
     q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, grad_ptr, stats_ptr, delta_ptr, dq_ptr, dbias_ptr,
-    active_ptr, halo_ptr, slot_ptr, counts_ptr, time_ptr,
+    active_ptr, halo_ptr, slot_ptr, flags_ptr, counts_ptr, time_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_ob, stride_oh, stride_ot, stride_gb, stride_gh, stride_gt, stride_db, stride_dh, stride_dt,
     steps, tokens, radius,
     D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
-    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, GATHERED: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -305,11 +343,10 @@ def attention_backward_queries_kernel(
     head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
     queries, keys = number_of_rows(counts_ptr, tokens, SUBSET)
     offsets_of_bias = tl.arange(0, BLOCK_W)
-    dbias = tl.zeros([BLOCK_W], ACC)
     share = dbias_ptr + (tile.to(tl.int64) * tl.num_programs(1) + head) * (2 * radius + 1) + offsets_of_bias
     if first >= queries:
         if HAS_BIAS:
-            tl.store(share, dbias, mask=offsets_of_bias <= 2 * radius)
+            tl.store(share, tl.zeros([BLOCK_W], ACC), mask=offsets_of_bias <= 2 * radius)
         return
     last = tl.minimum(first + BLOCK_M, queries) - 1
     low, high = span_of_tile(slot_ptr, first, last, keys, radius, SUBSET)
@@ -326,6 +363,11 @@ def attention_backward_queries_kernel(
     tl.store(delta_ptr + per_head, delta, mask=live)
     largest, normalize = load_statistics(stats_ptr, head, tokens, row, live)
     dq = tl.zeros([BLOCK_M, BLOCK_D], ACC)
+    if HAS_BIAS:
+        dbias = tl.zeros([BLOCK_W], ACC)
+        if GATHERED:
+            key_row, there = band_rows(slot_ptr, flags_ptr, token, row, live, tokens, radius, SUBSET, BLOCK_W)
+            band = tl.zeros([BLOCK_M, BLOCK_W], ACC)
     for start in range(low, high, BLOCK_N):
         k_row = start + tl.arange(0, BLOCK_N)
         k_live = k_row < high
@@ -353,12 +395,17 @@ def attention_backward_queries_kernel(
         dscores = weights * (dweights - delta[:, None])
         dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION, out_dtype=ACC)
         if HAS_BIAS:
-            offset = k_time[None, :] - time[:, None]
-            for place in range(0, 2 * radius + 1):
-                along = tl.sum(tl.sum(tl.where(offset == place - radius, dscores, 0.0), 1), 0)
-                dbias += tl.where(offsets_of_bias == place, along, 0.0)
+            if GATHERED:
+                band += gather_band(dscores, key_row, there, start, BLOCK_N)
+            else:
+                offset = k_time[None, :] - time[:, None]
+                for place in range(0, 2 * radius + 1):
+                    along = tl.sum(tl.sum(tl.where(offset == place - radius, dscores, 0.0), 1), 0)
+                    dbias += tl.where(offsets_of_bias == place, along, 0.0)
     store_rows(dq_ptr, stride_db, stride_dh, stride_dt, head, token, row, live, steps, dq * SCALE, PACKED, D, BLOCK_D)
     if HAS_BIAS:
+        if GATHERED:
+            dbias = tl.sum(band, 0)
         tl.store(share, dbias, mask=offsets_of_bias <= 2 * radius)
 
 
@@ -435,6 +482,82 @@ def attention_backward_keys_kernel(
     store_rows(dv_ptr, stride_eb, stride_eh, stride_et, head, k_token, k_row, k_live, steps, dv, PACKED, D, BLOCK_D)
 
 
+@triton.jit
+def attention_backward_kernel(
+    q_ptr, k_ptr, v_ptr, bias_ptr, out_ptr, grad_ptr, stats_ptr, dq_ptr, dk_ptr, dv_ptr, dbias_ptr,
+    active_ptr, halo_ptr, slot_ptr, near_ptr, flags_ptr, counts_ptr, time_ptr,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
+    stride_ob, stride_oh, stride_ot, stride_gb, stride_gh, stride_gt, stride_ab, stride_ah, stride_at,
+    stride_db, stride_dh, stride_dt, stride_eb, stride_eh, stride_et, steps, tokens, radius,
+    D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
+    HAS_TIME: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One pass: all gradients of the BLOCK - 2 r keys in the middle of a tile, and of the queries among them."""
+    tile = tl.program_id(0)
+    own = BLOCK - 2 * radius
+    head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
+    queries, keys = number_of_rows(counts_ptr, tokens, SUBSET)
+    begin = tile * own  # own keys
+    offsets_of_bias = tl.arange(0, BLOCK_W)
+    share = dbias_ptr + (tile.to(tl.int64) * tl.num_programs(1) + head) * (2 * radius + 1) + offsets_of_bias
+    if begin >= keys:
+        if HAS_BIAS:
+            tl.store(share, tl.zeros([BLOCK_W], ACC), mask=offsets_of_bias <= 2 * radius)
+        return
+    end = tl.minimum(begin + own, keys)
+    q_begin = begin  # own queries, and as many before and behind as may meet own keys
+    q_end = end
+    low = begin - radius
+    high = end + radius
+    if SUBSET:
+        q_begin = tl.load(near_ptr + begin)
+        q_end = queries
+        if end < keys:
+            q_end = tl.load(near_ptr + end)
+        low = q_begin - radius
+        high = tl.minimum(tl.load(near_ptr + end - 1) + radius + 1, queries)
+    high = tl.minimum(high, queries)
+
+    row = low + tl.arange(0, BLOCK)
+    live = (row >= 0) & (row < high)
+    mine = (row >= q_begin) & (row < q_end)
+    k_row = begin - radius + tl.arange(0, BLOCK)
+    k_live = (k_row >= 0) & (k_row < tl.minimum(end + radius, keys))
+    k_mine = (k_row >= begin) & (k_row < end)
+    token, time = token_and_time(active_ptr, time_ptr, row, live, steps, radius, SUBSET, HAS_TIME)
+    k_token, k_time = token_and_time(halo_ptr, time_ptr, k_row, k_live, steps, radius, SUBSET, HAS_TIME)
+    q = load_rows(q_ptr, stride_qb, stride_qh, stride_qt, head, token, row, live, steps, PACKED, D, BLOCK_D)
+    k = load_rows(k_ptr, stride_kb, stride_kh, stride_kt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+    grad = load_rows(grad_ptr, stride_gb, stride_gh, stride_gt, head, token, row, live, steps, PACKED, D, BLOCK_D)
+    out = load_rows(out_ptr, stride_ob, stride_oh, stride_ot, head, token, row, live, steps, PACKED, D, BLOCK_D)
+    delta = tl.sum(out.to(ACC) * grad.to(ACC), 1)
+    largest, normalize = load_statistics(stats_ptr, head, tokens, row, live)
+    products = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+    scores = attention_scores(products, bias_ptr, head, time, live, k_time, k_live, radius, SCALE, HAS_BIAS, ACC)
+    weights = tl.exp2(scores - largest[:, None]) * normalize[:, None]
+    dv = tl.dot(tl.trans(weights.to(grad.dtype)), grad, input_precision=PRECISION, out_dtype=ACC)
+    store_rows(dv_ptr, stride_eb, stride_eh, stride_et, head, k_token, k_row, k_mine, steps, dv, PACKED, D, BLOCK_D)
+    v = load_rows(v_ptr, stride_vb, stride_vh, stride_vt, head, k_token, k_row, k_live, steps, PACKED, D, BLOCK_D)
+    dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+    dscores = weights * (dweights - delta[:, None])
+    if HAS_BIAS:
+        key_row, there = band_rows(slot_ptr, flags_ptr, token, row, mine, tokens, radius, SUBSET, BLOCK_W)
+        dbias = tl.sum(gather_band(dscores, key_row, there, begin - radius, BLOCK), 0)
+        tl.store(share, dbias, mask=offsets_of_bias <= 2 * radius)
+    narrow = dscores.to(k.dtype)
+    dk = tl.dot(tl.trans(narrow), q, input_precision=PRECISION, out_dtype=ACC) * SCALE
+    store_rows(dk_ptr, stride_db, stride_dh, stride_dt, head, k_token, k_row, k_mine, steps, dk, PACKED, D, BLOCK_D)
+    dq = tl.dot(narrow, k, input_precision=PRECISION, out_dtype=ACC) * SCALE
+    store_rows(dq_ptr, stride_ab, stride_ah, stride_at, head, token, row, mine, steps, dq, PACKED, D, BLOCK_D)
+
+
+def fits_in_tile(rows: Tensor, window: int) -> bool:
+    """Whether the backward pass is the one over tiles that hold their whole band."""
+    fits = rows.element_size() <= BYTES_IN_TILE and rows.shape[-1] <= WIDE and window <= WINDOW_IN_TILE
+    return fits and architecture(rows.device) in TILED
+
+
 @on_its_device
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, stats: Tensor,
@@ -450,17 +573,31 @@ def attention_backward(
     acc = accumulator(q.dtype)
     if tokens == 0:
         return None if bias is None else torch.zeros(heads, window, dtype=acc.torch, device=q.device)
-    delta = torch.empty_like(stats[0])
-    of_queries = (stats,) * 4 if lists is None else (lists.active, lists.halo, lists.slot, lists.counts)
+    strides = [row_strides(x) for x in (q, k, v, out, grad, dq, dk, dv)]
+    of_queries = (stats,) * 5 if lists is None else (lists.active, lists.halo, lists.slot, lists.flags, lists.counts)
     of_keys = (stats,) * 4 if lists is None else (lists.active, lists.halo, lists.near, lists.counts)
     bias_or_any, time_or_any = (stats if x is None else x for x in (bias, time))
     variant = {
         "D": width, "SCALE": width**-0.5, "PACKED": q.dim() == 3, "SUBSET": lists is not None,
         "HAS_TIME": time is not None,
-        "HAS_BIAS": bias is not None, "SPLIT": splits(q), "ACC": acc.triton, "PRECISION": precision(q.dtype),
+        "HAS_BIAS": bias is not None, "ACC": acc.triton, "PRECISION": precision(q.dtype),
         "BLOCK_D": block_width(width),
     }  # fmt: skip
     shares: list[Tensor] = []
+
+    def in_one(config: dict[str, int]) -> None:
+        tiles = triton.cdiv(tokens, config["BLOCK"] - 2 * (window // 2))
+        shares[:] = [stats if bias is None else stats.new_empty(tiles, heads, window)]
+        of_both = (
+            (stats,) * 6
+            if lists is None
+            else (lists.active, lists.halo, lists.slot, lists.near, lists.flags, lists.counts)
+        )
+        attention_backward_kernel[(tiles, heads)](
+            q, k, v, bias_or_any, out, grad, stats, dq, dk, dv, shares[0], *of_both, time_or_any,
+            *(number for stride in strides for number in stride), steps, tokens, window // 2,
+            BLOCK_W=triton.next_power_of_2(window), **variant, **config,
+        )  # fmt: skip
 
     def by_queries(config: dict[str, int]) -> None:
         tiles = triton.cdiv(tokens, config["BLOCK_M"])
@@ -468,16 +605,21 @@ def attention_backward(
         attention_backward_queries_kernel[(tiles, heads)](
             q, k, v, bias_or_any, out, grad, stats, delta, dq, shares[0], *of_queries, time_or_any,
             *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(out), *row_strides(grad), *row_strides(dq),
-            steps, tokens, window // 2, BLOCK_W=triton.next_power_of_2(window), **variant, **config,
+            steps, tokens, window // 2, BLOCK_W=triton.next_power_of_2(window),
+            SPLIT=splits(q), GATHERED=q.element_size() > 2 and width <= WIDE // 2, **variant, **config,
         )  # fmt: skip
 
     def by_keys(config: dict[str, int]) -> None:
         attention_backward_keys_kernel[(triton.cdiv(tokens, config["BLOCK_N"]), heads)](
             q, k, v, bias_or_any, grad, stats, delta, dk, dv, *of_keys, time_or_any,
             *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(grad), *row_strides(dk), *row_strides(dv),
-            steps, tokens, window // 2, **variant, **config,
+            steps, tokens, window // 2, SPLIT=splits(q), **variant, **config,
         )  # fmt: skip
 
+    if fits_in_tile(q, window):
+        launch("attention_backward", q.dtype, block_width(width), in_one, q.device)
+        return None if bias is None else shares[0].sum(0)
+    delta = torch.empty_like(stats[0])
     launch("attention_backward_queries", q.dtype, block_width(width), by_queries, q.device)
     launch("attention_backward_keys", q.dtype, block_width(width), by_keys, q.device)
     return None if bias is None else shares[0].sum(0)
