@@ -1,4 +1,5 @@
-"""The variable-depth block as a sequence of launches: forward 9, backward 18 (19 where attention takes two passes), none of them waits for the host.
+"""The variable-depth block as a sequence of launches: forward 9, backward 18 (19 where attention takes two passes); none
+waits for the host.
 
 Forward: mark, write (compaction), [norm of x, copy of the rows that are not active], QKV, attention,
 [out-projection x gate + x], norm of y, [up + GELU], [down-projection x gate + y, scattered]. Packed buffers have the

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evidence.zoom import real
+from benchmarks.lib import parity
 from benchmarks.lib.runs import dataset_of, trained
 from benchmarks.planning import Store
 from tzn.config_loading import config_from_dict
@@ -73,11 +74,14 @@ def cell(checkpoint: LoadedCheckpoint, given: tuple[Tensor, ...], threads: int) 
     torch.set_num_threads(threads)
     stream, mask = checkpoint.model.boundary_stream, given[2]
     layers = len(stream.blocks)  # type: ignore[union-attr,arg-type]
-    full = functools.partial(stream, *given, gates=torch.ones(*mask.shape, layers), last_only=True)  # type: ignore[arg-type]
-    runs = {math.inf: full}
+    asked: dict[float, dict[str, Tensor]] = {math.inf: {"gates": torch.ones(*mask.shape, layers)}}
     for threshold in THRESHOLDS:
-        shift = torch.full((1, 1), math.log(stream.threshold / threshold))  # type: ignore[union-attr,operator,arg-type]
-        runs[threshold] = functools.partial(stream, *given, shift=shift, last_only=True)  # type: ignore[arg-type]
+        asked[threshold] = {"shift": torch.full((1, 1), math.log(stream.threshold / threshold))}  # type: ignore[union-attr,operator,arg-type]
+    runs = {key: functools.partial(stream, *given, **how, last_only=True) for key, how in asked.items()}  # type: ignore[arg-type]
+    for key, how in asked.items():
+        quick, whole = runs[key](), parity.by_definition(functools.partial(stream, *given, **how))  # type: ignore[arg-type]
+        pairs = [(zoomed.exits[-1].distance, zoomed.exits[-1].scale, zoomed.gates) for zoomed in (quick, whole)]
+        parity.same(f"threshold {key:g}", *pairs, rtol=1e-3, atol=1e-3)
     counted = {key: count_multiply_adds(run) for key, run in runs.items()}
     keys, times = list(runs), {key: [] for key in runs}  # type: ignore[var-annotated]
     for round_ in range(ROUNDS):
