@@ -252,8 +252,31 @@ def stage(name: str, description: str | None) -> Stage:
         arguments.error("--dry-run needs TRITON_INTERPRET=1 in the environment")
     if not options.dry_run and not torch.cuda.is_available():
         arguments.error("no CUDA device; --dry-run runs every line on the CPU")
+    if options.dry_run:
+        interpreter_reads_numbers()
     torch.set_float32_matmul_precision("highest")
     return Stage(name, options.out, options.dry_run, time.monotonic() + options.seconds, resume=options.resume)
+
+
+def interpreter_reads_numbers() -> None:
+    """Lets the interpreter of triton 3.6 and earlier run loops with bounds from the device where NumPy is 2.4 or later.
+
+    It makes a Python number of an array of one element and one axis, which that NumPy refuses; triton 3.9 drops the axis
+    first, and so does this. Compiled kernels have nothing to do with it.
+    """
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, *scope: Any) -> None:
+        original(tensor, *scope)
+        index = lambda self: int(self.handle.data.squeeze())  # noqa: E731
+        if scope:
+            scope[0].set_attr(tensor, "__index__", index)
+        else:
+            tensor.__index__ = index
+
+    interpreter._patch_lang_tensor = patch
 
 
 def clustered_gate(batch: int, steps: int, share: float, device: torch.device) -> torch.Tensor:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.gpu.stage import CUT, FAILED, LOST, Case, Stage
+from benchmarks.gpu.stage import CUT, FAILED, LOST, Case, Stage, interpreter_reads_numbers
 from tzn.kernels import _launch as launch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,3 +247,32 @@ def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
         command = [sys.executable, "-c", LAUNCH + program]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_dry_run_reads_numbers_as_numpy_allows(monkeypatch):
+    from triton.runtime import interpreter
+
+    class Numbers:  # NumPy 2.4's array of one element and one axis
+        def __int__(self):
+            raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+
+        def squeeze(self):
+            return 3
+
+    class Scope:
+        def set_attr(self, of, name, value):
+            setattr(of, name, value)
+
+    class Tensor:
+        handle = SimpleNamespace(data=Numbers())
+
+    def of_triton_3_6(tensor, scope):
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", of_triton_3_6)
+    interpreter._patch_lang_tensor(Tensor, Scope())
+    with pytest.raises(TypeError):
+        range(Tensor())
+    interpreter_reads_numbers()
+    interpreter._patch_lang_tensor(Tensor, Scope())
+    assert list(range(Tensor())) == [0, 1, 2]
