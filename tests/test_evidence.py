@@ -18,6 +18,7 @@ from benchmarks.evidence.heterogeneity import sharpness
 from benchmarks.evidence.ludb.__main__ import error_differences
 from benchmarks.lib import bootstrap, parity, provenance, ranks
 from benchmarks.lib.parts import Parts
+from benchmarks.planning import Store
 from tzn.data.annotations import Recording
 from tzn.data.dataset import Example
 from tzn.data.grid import TimeGrid
@@ -215,3 +216,16 @@ def test_measures_of_intervals_know_the_truth():
     hit = rng.random(20_000) < chance
     true, bold = probability_measures(chance, hit), probability_measures(np.sqrt(chance), hit)
     assert true["ece"] < 0.02 < bold["ece"] and true["brier"] < bold["brier"]
+
+
+def test_a_job_is_measured_once(tmp_path):
+    store, calls = Store(tmp_path / "runs.json"), []
+    for minutes in ({}, {"minutes": 7.0}):
+        store.once("a/0", lambda minutes=minutes: calls.append(1) or {"points": 1} | minutes)
+    store.once("b/0", lambda: {"minutes": 7.0})
+    runs = store.read()["runs"]
+    assert len(calls) == 1 and runs["a/0"]["points"] == 1 and 0 <= runs["a/0"]["minutes"] < 7
+    assert runs["b/0"] == {"minutes": 7.0}
+    lock = store.claim("c/0")  # another process is at it
+    store.once("c/0", lambda: pytest.fail("begun elsewhere"))
+    lock.release()

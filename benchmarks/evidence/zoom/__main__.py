@@ -14,6 +14,7 @@ Every training is kept in ``zoom.json`` as soon as it is scored, and not run aga
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 import torch
@@ -72,12 +73,7 @@ def main() -> None:
         variants.main(store, options.seeds)
         return
     for job in jobs(options):
-        lock = store.claim(job.key)
-        if lock is None:
-            continue
-        with lock:
-            print(job.key, flush=True)
-            store.add(job.key, real.run(job, options.data, options.runs))
+        store.once(job.key, functools.partial(real.run, job, options.data, options.runs))
 
 
 if __name__ == "__main__":

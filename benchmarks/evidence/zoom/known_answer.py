@@ -12,7 +12,7 @@ receptive radius r_0 to r_L is worth 0.5 log((3 / R^2 + I_rL) / (3 / R^2 + I_r0)
 
 from __future__ import annotations
 
-import time
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -181,11 +181,8 @@ def main(store: Store, seeds: list[int]) -> None:
     for seed in seeds:
         for target in (None, *TARGETS):
             key = f"known/{'zoom' if target is None else f'learned {target:g}'}/{seed}"
-            lock = store.claim(key)
-            if lock is None:
-                continue
-            with lock:
-                print(key, flush=True)
-                begin = time.process_time()
-                points = score(train(seed, target), learned=target is not None)
-                store.add(key, {"minutes": (time.process_time() - begin) / 60, "points": points})
+            store.once(key, functools.partial(_measured, seed, target))
+
+
+def _measured(seed: int, target: float | None) -> dict[str, Any]:
+    return {"points": score(train(seed, target), learned=target is not None)}

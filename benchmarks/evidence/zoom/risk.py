@@ -12,6 +12,7 @@ random halves of the test groups: one half calibrates, the other counts.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,4 @@ def measure(data: str, seed: int, root: Path, runs: Path) -> dict[str, Any]:
 def main(store: Store, seeds: list[int], root: Path, runs: Path, sets: list[str]) -> None:
     for seed in seeds:
         for data in sets or SETS:
-            lock = store.claim(f"risk/{data}/{seed}")
-            if lock is None:
-                continue
-            with lock:
-                print(f"risk/{data}/{seed}", flush=True)
-                store.add(f"risk/{data}/{seed}", measure(data, seed, root, runs))
+            store.once(f"risk/{data}/{seed}", functools.partial(measure, data, seed, root, runs))

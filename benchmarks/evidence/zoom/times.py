@@ -121,10 +121,4 @@ def measure(data: str, root: Path, runs: Path) -> list[dict[str, Any]]:
 
 def main(store: Store, root: Path, runs: Path, sets: list[str] | None) -> None:
     for data in sets or SETS:
-        key = f"times/{data}/0"
-        lock = store.claim(key)
-        if lock is None:
-            continue
-        with lock:
-            print(key, flush=True)
-            store.add(key, {"rows": measure(data, root, runs)})
+        store.once(f"times/{data}/0", lambda data=data: {"rows": measure(data, root, runs)})

@@ -8,7 +8,6 @@ help by more than two standard errors is in no package code; it stands here, so 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -150,12 +149,4 @@ def curve(points: list[dict[str, Any]]) -> np.ndarray:
 def main(store: Store, seeds: list[int]) -> None:
     for seed in seeds:
         for name, variant in VARIANTS.items():
-            key = f"variant/{name}/{seed}"
-            lock = store.claim(key)
-            if lock is None:
-                continue
-            with lock:
-                print(key, flush=True)
-                begin = time.process_time()
-                points = variant.run(seed)
-                store.add(key, {"minutes": (time.process_time() - begin) / 60, "points": points})
+            store.once(f"variant/{name}/{seed}", lambda variant=variant, seed=seed: {"points": variant.run(seed)})
