@@ -171,7 +171,8 @@ class TrainingConfig(Checked):
         seed: seeds weights, order, crops and stochastic depth.
         num_workers: data loader processes.
         validate_every: epochs between validations (0: only at the end).
-        patience: validations without a better mAP after which training ends (0: it runs to its end).
+        patience: validations in a row with an mAP more than a standard error below the best one, after which training ends
+            (0: it runs to its end).
         retries: how often training begins anew with a third of the learning rate when the loss does not fall, or is no
             number any more, in its first fifth of steps.
         class_weight, offset_weight, boundary_weight, depth_weight: weights of the losses.

@@ -110,6 +110,28 @@ def test_a_second_detection_of_a_segment_may_take_another_one():
     assert score.mAP.tolist() == [1.0, 0.5]  # IoU with the neighbour is 8 / 12
 
 
+def test_the_standard_error_is_the_spread_of_scores_over_sets_of_so_many_segments():
+    # Without false detections the average precision is the share of segments that were found.
+    rng, counts, chance = np.random.default_rng(0), (40, 60, 25), 0.6
+    labels = np.repeat(np.arange(3), counts)
+    segments = np.stack([10.0 * np.arange(len(labels)), 10.0 * np.arange(len(labels)) + 5], 1)
+    scores, errors = [], []
+    for _ in range(300):
+        hit = rng.random(len(labels)) < chance
+        score = score_detections(
+            {"a": truth(segments, labels)}, {"a": found(segments[hit], np.ones(hit.sum()), labels[hit])}, NAMES, (0.5,)
+        )
+        scores.append(score.average_mAP)
+        errors.append(score.standard_error)
+    assert np.mean(errors) == pytest.approx(np.std(scores), rel=0.12)
+
+
+def test_a_single_segment_is_not_certain():
+    score = score_detections({"a": truth([[0, 5]])}, {"a": found([[0, 5]], [1.0])}, NAMES, (0.5,))
+    assert score.average_mAP == 1
+    assert score.standard_error == pytest.approx(np.sqrt(2 / 9))
+
+
 def test_recall_counts_one_detection_for_every_segment_it_overlaps():
     # Two overlapping segments, one detection over both: found twice for recall, once for AP.
     real = {"a": truth([[0, 10], [1, 11]])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from types import SimpleNamespace
@@ -11,12 +12,16 @@ import small_run
 import torch
 
 import tzn.training.fit as fit
+import tzn.training.module as module
 from tzn.config import TrainingConfig
 from tzn.errors import TrainingError
+from tzn.evaluation.detection_map import Score
+from tzn.evaluation.report import evaluate
 from tzn.models.checkpoint import load_checkpoint
+from tzn.models.checkpoint_file import read_checkpoint
 from tzn.training import train
 from tzn.training.module import warmup_cosine
-from tzn.training.watch import LossWatch, advice, some_of
+from tzn.training.watch import BestCheckpoint, LossWatch, advice, some_of
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +111,66 @@ def test_a_warm_up_longer_than_training_takes_a_fifth():
     assert factors[-1] < 0.01
 
 
-def test_validations_without_a_better_score_end_the_training(data, tmp_path):
-    settings = [
-        "training.learning_rate=1e-12",
-        "training.epochs=12",
-        "training.validate_every=1",
-        "training.patience=2",
-    ]
-    _, run = _train(data, tmp_path / "run", *settings, 'data.validation=["*3"]')
-    assert run["epochs"] < 12
+class _Validated:
+    """What a checkpoint callback asks of a trainer, with the error of every validation."""
+
+    def __init__(self, error: float) -> None:
+        self.should_stop = False
+        self.callback_metrics = {"val/mAP_error": torch.tensor(error)}
+
+
+def _kept(scores, error, patience=0):
+    """Indices of the validations whose weights are kept, and the one that ends the training."""
+    watch, trainer, kept = BestCheckpoint(patience), _Validated(error), []
+    for i, score in enumerate(scores):
+        if watch.check_monitor_top_k(trainer, torch.tensor(score)):
+            kept.append(i)
+        if trainer.should_stop:
+            return kept, i
+    return kept, None
+
+
+def test_a_later_epoch_is_taken_unless_the_segments_can_tell_that_it_is_worse():
+    scores = [0.2, 0.5, 0.47, 0.44, 0.46, 0.3]
+    assert _kept(scores, 0.0) == ([0, 1], None)
+    assert _kept(scores, 0.05) == ([0, 1, 2, 4], None)
+    assert _kept(scores, 0.05, patience=1) == ([0, 1, 2], 3)
+    assert _kept([0.5, 0.1, 0.1, 0.48, 0.1, 0.1], 0.05, patience=3) == ([0, 3], None)
+    # Within the error of the best one so far, not of the one kept: no drift downwards.
+    assert _kept([0.5, 0.46, 0.42, 0.38], 0.05) == ([0, 1], None)
+    assert _kept([float("nan"), 0.0, float("nan")], 0.0) == ([0, 1], None)
+
+
+def test_a_resumed_run_remembers_the_best_score():
+    before, trainer = BestCheckpoint(2), _Validated(0.01)
+    assert before.check_monitor_top_k(trainer, torch.tensor(0.5))
+    assert not before.check_monitor_top_k(trainer, torch.tensor(0.4))
+    after = BestCheckpoint(2)
+    after.load_state_dict(before.state_dict())
+    assert not after.check_monitor_top_k(trainer, torch.tensor(0.4))
+    assert trainer.should_stop
+
+
+def test_worse_validations_end_the_training_and_the_weights_before_are_kept(data, tmp_path, monkeypatch):
+    scores = iter([0.9, 0.1, 0.1, 0.1, 0.1])
+
+    def decreasing(*args):
+        report = evaluate(*args)
+        return dataclasses.replace(report, score=dataclasses.replace(report.score, average_mAP=next(scores, 0.1)))
+
+    monkeypatch.setattr(module, "evaluate", decreasing)
+    monkeypatch.setattr(Score, "standard_error", 0.05)
+    settings = ["training.epochs=12", "training.validate_every=1", "training.patience=2", 'data.validation=["*3"]']
+    best, run = _train(data, tmp_path / "run", *settings)
+    assert run["epochs"] == 3
+    assert read_checkpoint(best)["epoch"] == 0
+
+
+def test_the_same_score_over_and_over_is_no_reason_to_stop(data, tmp_path):
+    settings = ["training.learning_rate=1e-12", "training.epochs=4", "training.validate_every=1", "training.patience=1"]
+    best, run = _train(data, tmp_path / "run", *settings, 'data.validation=["*3"]')
+    assert run["epochs"] == 4
+    assert read_checkpoint(best)["epoch"] == 3
 
 
 def test_advice_names_what_is_wrong_and_what_helps():

@@ -37,6 +37,18 @@ class Score:
     top_k: tuple[int, ...]
     counts: np.ndarray
 
+    @property
+    def standard_error(self) -> float:
+        """Of ``average_mAP``, from the numbers of segments alone: those of a class as independent trials, found or not.
+
+        Chances are shrunk towards a half as by one trial of either kind (Agresti and Coull 1998), so that a class of a
+        single segment, whose average precision is 0 or 1, does not count as certain.
+        """
+        if not len(self.counts):
+            return 0.0
+        chance = (self.counts * self.ap.mean(axis=0) + 1) / (self.counts + 2)
+        return float(np.sqrt((chance * (1 - chance) / self.counts).sum()) / len(self.counts))
+
 
 def score_detections(
     ground_truth: Mapping[str, GroundTruth],

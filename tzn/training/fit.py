@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader
@@ -49,7 +49,17 @@ from tzn.training.distillation import load_teacher
 from tzn.training.module import LocalizerModule
 from tzn.training.resolve import best_f1_threshold, fingerprint, resolve_config
 from tzn.training.start import start_from
-from tzn.training.watch import LOOKED_AT, SLOWER, LossWatch, advice, begins_anew, detect, mean_ap, some_of
+from tzn.training.watch import (
+    LOOKED_AT,
+    SLOWER,
+    BestCheckpoint,
+    LossWatch,
+    advice,
+    begins_anew,
+    detect,
+    mean_ap,
+    some_of,
+)
 
 LOG = logging.getLogger("tzn")
 # Lightning's tips and tree warnings say nothing about a run.
@@ -471,18 +481,15 @@ def _callbacks(config: ExperimentConfig, out: Path, validate: bool, progress: bo
     if config.training.ema_decay:
         # Before the checkpoint callbacks: they save what it averaged.
         callbacks.append(EMAWeightAveraging(decay=config.training.ema_decay, use_buffers=False))
-    # Without validation recordings the best epoch is the one of the lowest training loss.
-    monitor: dict[str, Any] = (
-        {"monitor": "val/mAP", "mode": "max"} if validate else {"monitor": "train/loss_epoch", "mode": "min"}
-    )
-    callbacks.append(ModelCheckpoint(filename="best", save_on_train_epoch_end=not validate, **monitor, **common))
+    if validate:
+        callbacks.append(BestCheckpoint(config.training.patience, filename="best", **common))
+    else:  # the best epoch is the one of the lowest training loss
+        callbacks.append(
+            ModelCheckpoint(filename="best", monitor="train/loss_epoch", save_on_train_epoch_end=True, **common)
+        )
     callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
     if config.training.retries:
         callbacks.append(LossWatch())
-    if validate and config.training.patience:
-        callbacks.append(
-            EarlyStopping("val/mAP", mode="max", patience=config.training.patience, check_on_train_epoch_end=False)
-        )
     if progress:
         callbacks.append(TrainingBar())
     return callbacks

@@ -119,6 +119,7 @@ class LocalizerModule(pl.LightningModule):
             report = evaluate(self.validation_truth, self._detections, self.classes, self.config.evaluation)
             # Every process computes it from all detections, so every process agrees on the best checkpoint.
             self.log("val/mAP", report.score.average_mAP, prog_bar=True, rank_zero_only=False)
+            self.log("val/mAP_error", report.score.standard_error, rank_zero_only=False)
             for tiou, value in zip(report.score.tiou, report.score.mAP, strict=True):
                 self.log(f"val/mAP@{tiou:g}", float(value), rank_zero_only=False)
         self._detections = {}

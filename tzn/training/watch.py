@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
 
 from tzn.config import EvaluationConfig, InferenceConfig
 from tzn.data.dataset import RecordingDataset
@@ -72,6 +73,42 @@ class LossWatch(Callback):
         self.watching = "sums" in state_dict  # a run that began before these were kept is not judged by half of them
         self.sums, self.positives = list(state_dict.get("sums", [])), list(state_dict.get("positives", []))
         self.norm = state_dict.get("norm")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the last epoch whose validation mAP is within a standard error of the best one so far.
+
+    On few validation segments the highest of ten scores is mostly luck, and luck favours early epochs as much as late
+    ones, which have learned more. So a score counts as worse only where the segments are enough to tell (the
+    one-standard-error rule, Breiman et al. 1984, section 3.4.3, with "later" for "simpler"). State is kept in checkpoints.
+
+    Args:
+        patience: so many validations in a row that are worse end the training; 0: none does.
+        common: as of ``ModelCheckpoint``.
+    """
+
+    def __init__(self, patience: int, **common: Any) -> None:
+        super().__init__(monitor="val/mAP", mode="max", save_on_train_epoch_end=False, **common)
+        self.patience = patience
+        self.top, self.error, self.worse = -math.inf, 0.0, 0
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        score = -math.inf if current is None or current.isnan() else float(current)
+        if score > self.top:
+            self.top, self.error = score, float(trainer.callback_metrics.get("val/mAP_error", 0.0))
+        kept = score >= self.top - self.error
+        self.worse = 0 if kept else self.worse + 1
+        if self.patience and self.worse >= self.patience:
+            trainer.should_stop = True
+        return kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"top": self.top, "error": self.error, "worse": self.worse}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.top = state_dict.get("top", self.top)
+        self.error, self.worse = state_dict.get("error", 0.0), state_dict.get("worse", 0)
 
 
 def _ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
