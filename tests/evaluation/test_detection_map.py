@@ -119,7 +119,10 @@ def test_the_standard_error_is_the_spread_of_scores_over_sets_of_so_many_segment
     for _ in range(300):
         hit = rng.random(len(labels)) < chance
         score = score_detections(
-            {"a": truth(segments, labels)}, {"a": found(segments[hit], np.ones(hit.sum()), labels[hit])}, NAMES, (0.5,)
+            {"a": truth(segments, labels.tolist())},
+            {"a": found(segments[hit], np.ones(hit.sum()), labels[hit].tolist())},
+            NAMES,
+            (0.5,),
         )
         scores.append(score.average_mAP)
         errors.append(score.standard_error)

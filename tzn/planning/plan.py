@@ -460,7 +460,7 @@ def _set_steps(plan: Plan, rules: Rules, model: ModelKind, steps: int, batch: in
     patience = max(epochs // every // 2, 2) if held and epochs // every >= 4 else 0
     plan.set(
         "training", "patience", patience,
-        "so many validations in a row that are worse by more than chance end the training" if patience else "too few validations to stop by",
+        "so many worse validations in a row, by more than chance, end it" if patience else "too few validations to stop by",
     )  # fmt: skip
     plan.set("training", "retries", 2, "a loss that does not fall begins anew with a third of the learning rate")
     width = plan.sections.get("model", {}).get("width") or plan.sections.get("actionformer", {}).get("embd_dim")
