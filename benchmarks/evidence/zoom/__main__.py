@@ -24,7 +24,7 @@ from benchmarks.lib import provenance
 from benchmarks.planning import Store
 
 FRONTS = ("hapt", "ludb", "gtea", "eye_lund2013")
-NETWORKS = ("zoom", "atr", "actionformer")
+NETWORKS = ("zoom", "atr", "actionformer", "six", "zoom raw")
 ACTIONFORMER_WIDTHS = (32, 64, 96)
 
 
@@ -33,13 +33,14 @@ def jobs(options: argparse.Namespace) -> list[real.Job]:
     if options.part == "headroom":
         return [
             real.Job(d, network, seed, depth="random")
-            for seed in options.seeds for d in sets or real.SETS for network in options.networks if network != "actionformer"
+            for seed in options.seeds for d in sets or real.SETS for network in options.networks if network in ("zoom", "atr")
         ]  # fmt: skip
     widths = {"actionformer": ACTIONFORMER_WIDTHS}
     return [
         real.Job(d, network, seed, width)
         for seed in options.seeds for d in sets or FRONTS for network in options.networks
         for width in widths.get(network, (real.WIDTH,))
+        if network != "zoom raw" or d in real.RAW
     ]  # fmt: skip
 
 

@@ -31,11 +31,15 @@ THRESHOLDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 UNIFORM = (0, 1, 2, 3, 4)  # blocks for every step
 DIAL = (0.02, 0.1, 0.25, 0.5, 1.0)
 NEAREST = 0.15  # share of steps
+SIX = 6  # blocks of the paper's form
+RAW = {"hapt": 5}  # samples that a stored step lays side by side
+RAW_STRIDE = 16  # of the coarse part on single samples: a little finer in time than COARSEST_START stored steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training. ``network``: "zoom", "atr" or "actionformer"; ``depth`` "random" trains every step at its own."""
+    """One training. ``network``: "zoom", "zoom raw" (the stream on single samples), "atr", "six" (today's network with six
+    blocks for every step) or "actionformer"; ``depth`` "random" trains every step at its own."""
 
     data: str
     network: str
@@ -67,7 +71,9 @@ def config_of(folder: Path, job: Job) -> ExperimentConfig:
     changes = [f"training.seed={job.seed}"]
     if job.network != "actionformer":
         changes.append(f"training.depth={job.depth}")
-    if job.network == "zoom":
+    if job.network == "six":
+        changes += [f"model.refinement_layers={SIX}", "training.target_depth=1"]
+    if job.network.startswith("zoom"):
         model = config.model
         stride, ranges = model.first_stride, list(model.regression_ranges)  # type: ignore[union-attr]
         while stride < COARSEST_START and len(ranges) > 1:  # the next level answers for the finer one's segments too
@@ -77,7 +83,37 @@ def config_of(folder: Path, job: Job) -> ExperimentConfig:
             f"model.num_levels={len(ranges)}", f"model.regression_ranges={[list(r) for r in ranges]}",
             f"model.zoom_layers={LAYERS}", "training.target_depth=1",
         ]  # fmt: skip
-    return override_config(config, changes)
+    config = override_config(config, changes)
+    return on_samples(config, RAW[job.data]) if job.network == "zoom raw" else config
+
+
+def on_samples(config: ExperimentConfig, samples: int) -> ExperimentConfig:
+    """The same network with its boundary stream on every sample of a stored step; coarse part and context as near as powers
+    of two allow, all lengths in seconds as they were."""
+    model, data = config.model, config.data
+    finer = RAW_STRIDE // model.embedding_stride  # type: ignore[union-attr]
+    ranges = [[finer * low, finer * high] for low, high in model.regression_ranges]  # type: ignore[union-attr]
+    coarsest = RAW_STRIDE << (model.num_levels - 1)  # type: ignore[union-attr]
+    width = model.input_dim // samples
+    tamed = [(c, s) for c, s in zip(data.log_channels, data.log_scales, strict=True) if c < width]
+    return override_config(config, [
+        f"model.input_dim={width}", f"model.embedding_stride={RAW_STRIDE}", f"model.first_stride={RAW_STRIDE}",
+        f"model.regression_ranges={ranges}", f"model.boundary_radius={samples * model.boundary_radius}",  # type: ignore[union-attr]
+        f"data.feat_stride={data.feat_stride / samples}", f"data.num_frames={data.num_frames / samples}",
+        f"data.max_length={-(-samples * data.max_length // coarsest) * coarsest}",
+        f"data.log_channels={[c for c, _ in tamed]}", f"data.log_scales={[s for _, s in tamed]}",
+        f"inference.vote_window={samples * config.inference.vote_window}",
+    ])  # fmt: skip
+
+
+def single_samples(folder: Path, samples: int, out: Path) -> Path:
+    """A copy of a data folder in which every stored step is ``samples`` steps."""
+    (out / "features").mkdir(parents=True, exist_ok=True)
+    (out / "annotations.json").write_text((folder / "annotations.json").read_text())
+    for path in sorted((folder / "features").glob("*.npy")):
+        steps = np.load(path)
+        np.save(out / "features" / path.name, steps.reshape(len(steps) * samples, -1))
+    return out
 
 
 def point(label: str, evaluation: CheckpointEvaluation, found: list[Example] | None = None) -> dict[str, Any]:
@@ -100,8 +136,10 @@ def point(label: str, evaluation: CheckpointEvaluation, found: list[Example] | N
 def run(job: Job, root: Path, runs: Path) -> dict[str, Any]:
     """Train and score."""
     folder, out = root / job.data, runs / job.key.replace("/", "_")
-    begin = time.process_time()
-    checkpoint = trained(config_of(folder, job), folder, out, job.seed)
+    begin, config = time.process_time(), config_of(folder, job)
+    if job.network == "zoom raw":
+        folder = single_samples(folder, RAW[job.data], runs / f"{job.data}_samples")
+    checkpoint = trained(config, folder, out, job.seed)
     minutes = (time.process_time() - begin) / 60
     content: dict[str, Any] = {"minutes": minutes, "points": score(job, checkpoint, folder)}
     if job.depth == "random":
@@ -127,6 +165,10 @@ def score(job: Job, checkpoint: LoadedCheckpoint, folder: Path) -> list[dict[str
     def given(label: str, name: str, depth: float) -> None:
         points.append(point(label, under(checkpoint, folder, found, known[name](depth))))
 
+    if job.network == "six":
+        for blocks in (*UNIFORM[::2], SIX):
+            given(f"uniform {blocks}", "uniform", blocks / SIX)
+        return points
     for blocks in UNIFORM:
         given(f"uniform {blocks}", "uniform", blocks / LAYERS)
     for budget in BUDGETS:
@@ -137,7 +179,7 @@ def score(job: Job, checkpoint: LoadedCheckpoint, folder: Path) -> list[dict[str
             given(f"near {budget:g}", "near true boundaries", budget)
     if job.depth == "random":
         return points
-    if job.network == "zoom":
+    if job.network.startswith("zoom"):
         for threshold in THRESHOLDS:
             points.append(
                 point(f"zoom {threshold:g}", under(checkpoint, folder, found, None, threshold=threshold), found)
