@@ -117,11 +117,12 @@ def single_samples(folder: Path, samples: int, out: Path) -> Path:
 
 
 def point(label: str, evaluation: CheckpointEvaluation, found: list[Example] | None = None) -> dict[str, Any]:
-    """mAP (percent) by tIoU, median boundary errors in seconds, 1e9 multiply-adds and seconds per recording, mean depth."""
+    """mAP (percent) by tIoU, median boundary errors in seconds (None: no segment found), 1e9
+    multiply-adds and seconds per recording, mean depth."""
     errors = evaluation.report.errors["overall"]
     content: dict[str, Any] = {
         "label": label, "mAP": [round(100 * float(x), 3) for x in evaluation.report.score.mAP],
-        "start": errors["start"]["median"], "end": errors["end"]["median"], "gmac": evaluation.gmac,
+        **{side: errors[side]["median"] if side in errors else None for side in ("start", "end")}, "gmac": evaluation.gmac,
         "seconds": evaluation.seconds, "depth": evaluation.mean_depth,
     }  # fmt: skip
     if found is not None and evaluation.mean_depth > 0:

@@ -124,7 +124,9 @@ def fronts(runs: Mapping[str, Any]) -> list[str]:
                 data, name, str(len(p)), mean(p, "depth", 2), mean(p, "gmac", 3), mean(p, lambda x: 1000 * x["seconds"], 0),
                 mean(p, metric("mAP 0.3:0.7"), 1), mean(p, metric("mAP 0.5:0.95"), 1, True), mean(p, metric("@0.7"), 1),
                 mean(p, metric("@0.9"), 1), mean(p, metric("@0.95"), 1),
-                f"{mean(p, lambda x: 1000 * x['start'], 1)} / {mean(p, lambda x: 1000 * x['end'], 1)}",
+                " / ".join(
+                    mean(p, lambda x, side=side: None if x[side] is None else 1000 * x[side], 1) for side in ("start", "end")
+                ),
                 mean(p, lambda x: 100 * x["share_nearest"] if "share_nearest" in x else None, 0),
             ])  # fmt: skip
     if not rows:
