@@ -93,9 +93,10 @@ def _refined(
     # Decoding wants as many candidates of every recording.
     table = torch.nn.utils.rnn.pad_sequence(list(torch.arange(len(row), device=device).split(counts.tolist())), True)
     place = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
-    padded = (None if x is None else x[table] for x in (position, offset, offset_std))
-    segments, std = (None if x is None else x[row, place] for x in decode(*padded, crossings, config))
-    assert segments is not None
+    segments, std = decode(
+        position[table], offset[table], None if offset_std is None else offset_std[table], crossings, config
+    )
+    segments, std = segments[row, place], None if std is None else std[row, place]
     scores, long = rated(segments, std, scores, config)
     std = rescaled(std, offset_std, config)
     row = row[long]
@@ -113,11 +114,12 @@ def _trace(
     """What the network saw along one recording of a batch."""
     if distance is None or scale is None or crossings is None:
         return Trace(depth[row, :steps], None, None, None, None)
-    own = (
-        ops.Crossings(*(x[row : row + 1, : steps // 2] for x in side[:3]), side.count[row : row + 1])
+    own = slice(row, row + 1), slice(steps // 2)  # as many places as it has alone
+    starts, ends = (
+        ops.Crossings(side.position[own], side.std[own], side.slope[own], side.count[own[0]])  # type: ignore[index]
         for side in crossings
     )
-    return Trace(depth[row, :steps], distance[row, :, :steps], scale[row, :, :steps], *own)
+    return Trace(depth[row, :steps], distance[row, :, :steps], scale[row, :, :steps], starts, ends)
 
 
 def _points_of(points: Points, row: int, steps: int) -> Points:
