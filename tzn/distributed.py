@@ -318,8 +318,9 @@ def _map(
             "overrides": recipe.overrides, "device": device, "min_score": recipe.min_score, "top": recipe.top,
             "threads": recipe.threads or max(int(cpus), 1), "rows": "recordings",
         }  # fmt: skip
+        predict = Predictor(recipe.source, **settings)  # type: ignore[arg-type]
         done = ray.data.from_arrow(blocks).map_batches(
-            RowWriter, fn_constructor_args=(Predictor(recipe.source, **settings), str((out / "rows").absolute())), batch_size=batch_size,
+            RowWriter, fn_constructor_args=(predict, str((out / "rows").absolute())), batch_size=batch_size,
             batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=actors), num_gpus=gpus or None, num_cpus=cpus,
         )  # fmt: skip
         # That an actor is started again, and its batch done again, however often, is what a pool does by itself.
