@@ -52,7 +52,7 @@ def _cpu(content: dict[str, Any]) -> list[list[str]]:
     if loop := content.get("loop"):
         for threads in (2, 1):
             rows.append(
-                [f"loop, {threads} threads", *(f"{loop[k][f'threads_{threads}']['cpu_ms']:.1f}" for k in KINDS)]
+                [f"loop, threads: {threads}", *(f"{loop[k][f'threads_{threads}']['cpu_ms']:.1f}" for k in KINDS)]
             )
     if (whole := content.get("corpus")) and "cpu_ms" in whole[KINDS[0]]:
         rows.append(["tzn predict, start and end included", *(f"{whole[k]['cpu_ms']:.1f}" for k in KINDS)])
@@ -60,7 +60,7 @@ def _cpu(content: dict[str, Any]) -> list[list[str]]:
         part = content.get(f"ray_{actors}")
         if part and "cpu_ms" in part[KINDS[0]]:
             for who, name in (("actors", "the actors"), ("driver", "the driver"), ("others", "Ray's other processes")):
-                rows.append([f"Ray, {actors} actors: {name}", *(f"{part[k]['cpu_ms'][who]:.1f}" for k in KINDS)])
+                rows.append([f"Ray, actors: {actors}, {name}", *(f"{part[k]['cpu_ms'][who]:.1f}" for k in KINDS)])
     return rows
 
 
@@ -95,7 +95,9 @@ def report(content: dict[str, Any]) -> str:
         linear = ", ".join(f"{50 * two[k]['per_second'] / one[k]['per_second']:.0f} % ({k})" for k in KINDS)
         text.append(f"Two Ray actors against twice one: {linear}; goal {100 * GOALS['linear']:.0f} %.\n")
     if spent := _cpu(content):
-        text.append("CPU time is that of all processes, and does not depend on what else the machine does:\n")
+        text.append(
+            "CPU time, which depends least on what else the machine does (Ray: between the first files and the last):\n"
+        )
         text.append(table(["CPU ms a recording", *KINDS], spent))
     if same := content.get("parity"):
         told = ", ".join(
