@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tzn.corpus.run import Corpus, Recipe, detect, keep_memory, read
 from tzn.corpus.table import COLUMNS, Run, arrow, join, rows_of
 from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError, TznError
-from tzn.files import atomic_write
+from tzn.files import atomic_write, remove_temporary
 from tzn.localizer import Localizer
 from tzn.optional import require
 
@@ -186,6 +187,28 @@ def _like(batch: Any, table: Any) -> Any:
 # ---- a corpus on Ray Data ----
 
 
+class RowWriter:
+    """What an actor of the pool runs: detections of a batch, written by the actor itself as a whole file of rows.
+
+    Ray's own writing is a task for every file, in processes beside the actors: on a machine whose cores the actors have, those
+    and the way of the rows to them took a tenth of it. A batch that is done again becomes a second file.
+
+    Args:
+        predict: of rows "recordings".
+        folder: of the files.
+    """
+
+    def __init__(self, predict: Predictor, folder: str) -> None:
+        self.predict, self.folder = predict, folder
+
+    def __call__(self, batch: Any) -> Any:
+        """The recordings of an Arrow table that are in the file now."""
+        table = self.predict(batch)
+        with atomic_write(Path(self.folder) / f"{uuid.uuid4().hex}.parquet", "wb") as file:
+            require("pyarrow.parquet", "tzn corpus", "corpus", "pyarrow").write_table(table, file)
+        return table.select(["recording"])
+
+
 def predict_on_ray(
     recipe: Recipe,
     items: Sequence[Item],
@@ -201,8 +224,8 @@ def predict_on_ray(
 ) -> Corpus:
     """Detections of many recordings by a pool of actors, on this machine or a cluster: ``OUT/predictions.parquet``.
 
-    read -> map -> write: batches of the manifest's rows are mapped by :class:`Predictor` actors, which read the recordings, and
-    written to ``OUT/rows``, a row a recording. Started again after a stop of any kind, it does the recordings that are in
+    read -> map -> write: batches of the manifest's rows go to :class:`Predictor` actors, which read the recordings and write
+    ``OUT/rows``, a row a recording. Started again after a stop of any kind, it does the recordings that are in
     no whole file there; where two files hold one, the join takes it once.
 
     Args:
@@ -237,6 +260,7 @@ def predict_on_ray(
     order = sorted(items, key=lambda item: (-length_of(item, model.config, model.signal), item.recording))
     rows = out / "rows"
     _begin(out, run)
+    remove_temporary(rows)
     there = _written(rows, remove=True)
     done = {name for name, (_, _, failed) in there.items() if failed is None}
     if done:
@@ -294,15 +318,14 @@ def _map(
             "overrides": recipe.overrides, "device": device, "min_score": recipe.min_score, "top": recipe.top,
             "threads": recipe.threads or max(int(cpus), 1), "rows": "recordings",
         }  # fmt: skip
-        found = ray.data.from_arrow(blocks).map_batches(
-            Predictor, fn_constructor_args=(recipe.source,), fn_constructor_kwargs=settings, batch_size=batch_size,
+        predict = Predictor(recipe.source, **settings)  # type: ignore[arg-type]
+        done = ray.data.from_arrow(blocks).map_batches(
+            RowWriter, fn_constructor_args=(predict, str((out / "rows").absolute())), batch_size=batch_size,
             batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=actors), num_gpus=gpus or None, num_cpus=cpus,
         )  # fmt: skip
         # That an actor is started again, and its batch done again, however often, is what a pool does by itself.
         with _bar(out / "rows", before, len(todo), progress):
-            # Rows are written beside the actors: with a CPU of its own a write would wait until actors that hold all CPUs have
-            # done the whole corpus, and a kill before that would lose everything.
-            found.write_parquet(str(out / "rows"), ray_remote_args={"num_cpus": 0})
+            done.materialize()
     finally:
         if mine:
             ray.shutdown()

@@ -87,7 +87,7 @@ def disturbed(command: Sequence[str], parts: tuple[Path, str], name: str, count:
 
 
 def below(driver: int, name: str) -> list[int]:
-    """Loaders and workers of a prediction (forked by a child of it), or Ray's actors."""
+    """Loaders and workers of a prediction (forked by a child of it), Ray's actors, or everything."""
     parents: dict[int, int] = {}
     for place in Path("/proc").iterdir():
         if place.name.isdigit():
@@ -102,6 +102,8 @@ def below(driver: int, name: str) -> list[int]:
     mine = children | grandchildren
     while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
         mine |= more
+    if name == "everything":
+        return sorted(mine)
     return sorted(pid for pid in mine if title(pid).startswith(b"ray::") and b"Map" in title(pid))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import tzn
+from benchmarks.corpus.kills import below
 from benchmarks.corpus.recordings import KINDS, RATE, SHARE, items_of, some
 from benchmarks.lib import parity
 from tzn.corpus.run import Recipe, predict_corpus
@@ -92,16 +93,23 @@ def stage_corpus(paths: dict[str, list[Path]], folder: Path, workers: int = 2) -
         shutil.rmtree(f"{out}.parts", ignore_errors=True)
         processes: list[int] = []
         samples: list[tuple[float, float, float]] = []
+        mine = time.process_time()
+        spent: dict[int, float] = {}  # CPU seconds by process
         begin, over = time.perf_counter(), threading.Event()
 
         def started(mine: list[int], processes: list[int] = processes) -> None:
             processes[:] = mine
 
         def watch(
-            processes: list[int] = processes, samples: list[Any] = samples, begin: float = begin, over: Any = over
+            processes: list[int] = processes,
+            samples: list[Any] = samples,
+            begin: float = begin,
+            over: Any = over,
+            spent: dict[int, float] = spent,
         ) -> None:
             while not over.is_set():
                 children = sum(proportional_bytes(pid) for pid in list(processes))
+                spent.update({pid: seconds for pid in list(processes) if (seconds := cpu_seconds(pid))})
                 samples.append((time.perf_counter() - begin, children / 1e6, proportional_bytes(os.getpid()) / 1e6))
                 over.wait(MEMORY_EVERY)
 
@@ -116,6 +124,7 @@ def stage_corpus(paths: dict[str, list[Path]], folder: Path, workers: int = 2) -
         found[kind] = {
             "recordings": made.recordings, "rows": made.rows, "failed": len(made.failed), "seconds": seconds,
             "per_second": made.recordings / seconds, "bytes": out.stat().st_size, "workers": workers,
+            "cpu_ms": 1000 * (sum(spent.values()) + time.process_time() - mine) / made.recordings,
             "hours": sum(np.load(path, mmap_mode="r").shape[0] for path in paths[kind]) / RATE[kind] / 3600,
             "input_bytes": sum(path.stat().st_size for path in paths[kind]),
             "memory_mb": [
@@ -125,6 +134,51 @@ def stage_corpus(paths: dict[str, list[Path]], folder: Path, workers: int = 2) -
             "samples": [[round(v, 1) for v in x] for x in samples],
         }  # fmt: skip
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process so far; 0: it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class RayCpu(threading.Thread):
+    """CPU seconds of actors, of this process (the driver) and of everything else below it, sampled while a block runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._over = threading.Event()
+        self._spent: dict[int, float] = {}
+        self._actors: set[int] = set()
+        self.samples: list[tuple[float, dict[str, float]]] = []
+
+    def __enter__(self) -> RayCpu:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._over.wait(MEMORY_EVERY / 4):
+            self._actors.update(below(os.getpid(), "corpus"))
+            for pid in below(os.getpid(), "everything"):
+                self._spent[pid] = cpu_seconds(pid) or self._spent.get(pid, 0.0)
+            of_actors = sum(self._spent.get(pid, 0.0) for pid in self._actors)
+            others = sum(self._spent.values()) - of_actors
+            self.samples.append((time.time(), {"actors": of_actors, "driver": time.process_time(), "others": others}))
+
+    def between(self, begin: float, end: float) -> dict[str, float]:
+        """Seconds spent between two times."""
+        times = [when for when, _ in self.samples]
+        return {
+            who: float(np.diff(np.interp([begin, end], times, [spent[who] for _, spent in self.samples]))[0])
+            for who in self.samples[0][1]
+        }
 
 
 def proportional_bytes(pid: int) -> float:
@@ -153,16 +207,19 @@ def stage_ray(
         shutil.rmtree(out, ignore_errors=True)
         chosen, begin = some(paths[kind], round(count * SHARE[kind])), time.perf_counter()
         # The order of the corpus is longest first; a pool of the same recordings for every number of actors.
-        made = predict_on_ray(Recipe(kind, threads=1), items_of(chosen), out, actors=actors, batch_size=batch_size)
+        with RayCpu() as cpu:
+            made = predict_on_ray(Recipe(kind, threads=1), items_of(chosen), out, actors=actors, batch_size=batch_size)
         wall = time.perf_counter() - begin
         files = sorted((path.stat().st_mtime, path) for path in (out / "rows").glob("*.parquet"))
         skip = max(min(SKIPPED_FILES * actors, len(files) - 2), 1)
         steps = sum(_steps(path, paths[kind]) for _, path in files[skip:])
         every = sum(_steps(path, paths[kind]) for _, path in files)
         span = files[-1][0] - files[skip - 1][0]
+        spent_by = cpu.between(files[skip - 1][0], files[-1][0])
         found[kind] = {
             "recordings": made.recordings, "wall_seconds": wall, "per_second_with_start": made.recordings / wall,
             "per_second": made.recordings * steps / every / span, "actors": actors,
+            "cpu_ms": {who: 1000 * spent * every / steps / made.recordings for who, spent in spent_by.items()},
         }  # fmt: skip
     ray.shutdown()
     return found

@@ -47,6 +47,23 @@ def paper(whole: dict[str, Any]) -> list[list[str]]:
     return [[name, *row] for name, *row in zip(names, *columns, strict=True)]
 
 
+def _cpu(content: dict[str, Any]) -> list[list[str]]:
+    rows: list[list[str]] = []
+    if loop := content.get("loop"):
+        for threads in (2, 1):
+            rows.append(
+                [f"loop, threads: {threads}", *(f"{loop[k][f'threads_{threads}']['cpu_ms']:.1f}" for k in KINDS)]
+            )
+    if (whole := content.get("corpus")) and "cpu_ms" in whole[KINDS[0]]:
+        rows.append(["tzn predict, start and end included", *(f"{whole[k]['cpu_ms']:.1f}" for k in KINDS)])
+    for actors in (1, 2, 4):
+        part = content.get(f"ray_{actors}")
+        if part and "cpu_ms" in part[KINDS[0]]:
+            for who, name in (("actors", "the actors"), ("driver", "the driver"), ("others", "Ray's other processes")):
+                rows.append([f"Ray, actors: {actors}, {name}", *(f"{part[k]['cpu_ms'][who]:.1f}" for k in KINDS)])
+    return rows
+
+
 def report(content: dict[str, Any]) -> str:
     loop, whole = content.get("loop"), content.get("corpus")
     rows: list[list[str]] = []
@@ -77,6 +94,11 @@ def report(content: dict[str, Any]) -> str:
     if (one := content.get("ray_1")) and (two := content.get("ray_2")):
         linear = ", ".join(f"{50 * two[k]['per_second'] / one[k]['per_second']:.0f} % ({k})" for k in KINDS)
         text.append(f"Two Ray actors against twice one: {linear}; goal {100 * GOALS['linear']:.0f} %.\n")
+    if spent := _cpu(content):
+        text.append(
+            "CPU time, which depends least on what else the machine does (Ray: between the first files and the last):\n"
+        )
+        text.append(table(["CPU ms a recording", *KINDS], spent))
     if same := content.get("parity"):
         told = ", ".join(
             f"{same[k]['detections']:,} detections of {same[k]['recordings']} recordings ({k}), largest difference "

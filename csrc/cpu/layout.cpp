@@ -5,7 +5,7 @@
 namespace tzn {
 namespace {
 
-int64_t layout() { return 3; }
+int64_t layout() { return 4; }
 
 }  // namespace
 }  // namespace tzn

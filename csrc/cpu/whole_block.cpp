@@ -1,6 +1,7 @@
 // A variable-depth block in one call, for programs without Python: what `_native_forward` of tzn/ops/variable_depth_block.py
-// does, with the products by PyTorch's BLAS through its dispatcher. Compiled packages (tzn export --to aoti) call it.
-#include "common.h"
+// does, with the products of product.h in float32, else by PyTorch's BLAS through its dispatcher. Compiled packages (tzn
+// export --to aoti) call it.
+#include "product.h"
 
 #include <array>
 #include <string>
@@ -32,8 +33,22 @@ std::array<StableIValue, sizeof...(Arguments)> call(const char* name, const Argu
   return stack;
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  return to<Tensor>(call("aten::linear", x, weight, Optional(bias))[0]);
+// Rows [N, depth] through a linear layer or, with `second`, through two and GELU between.
+Tensor linear(const Tensor& x, const Tensor* first, const Tensor* second = nullptr) {
+  if (x.scalar_type() == ScalarType::Float && has_products()) {
+    const auto packed = [](const Tensor* w) {
+      Layer layer{data<const float>(w[0]), data<const float>(w[1]), w[0].size(1), w[0].size(0)};
+      pack_layer(layer);
+      return layer;
+    };
+    const Layer one = packed(first), two = second ? packed(second) : Layer{};
+    const Tensor out = torch::stable::new_empty(x, {x.size(0), (second ? two : one).out}, x.scalar_type());
+    linear_rows({data<const float>(x), x.size(0), data<float>(out)}, one, second ? &two : nullptr);
+    return out;
+  }
+  const Tensor out = to<Tensor>(call("aten::linear", x, first[0], Optional(first[1]))[0]);
+  if (!second) return out;
+  return to<Tensor>(call("aten::linear", to<Tensor>(call("aten::gelu", out, std::string("none"))[0]), second[0], Optional(second[1]))[0]);
 }
 
 Tensor rows_of(const Tensor& x, const Tensor& index) { return to<Tensor>(call("aten::index_select", x, int64_t{0}, index)[0]); }
@@ -65,10 +80,9 @@ Tensor whole_block(Tensor x, Optional gate, std::vector<Tensor> w, Optional mask
   check_matrix(w[QUERY_WEIGHT], w[QUERY_BIAS], width, width), check_matrix(w[KEY_VALUE_WEIGHT], w[KEY_VALUE_BIAS], 2 * width, width);
   check_matrix(w[OUTPUT_WEIGHT], w[OUTPUT_BIAS], width, width), check_matrix(w[UP_WEIGHT], w[UP_BIAS], hidden_width, width);
   check_matrix(w[DOWN_WEIGHT], w[DOWN_BIAS], width, hidden_width);
-  for (const Weight norm : {NORM1_WEIGHT, NORM1_BIAS, NORM2_WEIGHT, NORM2_BIAS}) {
+  for (const Weight norm : {NORM1_WEIGHT, NORM1_BIAS, NORM2_WEIGHT, NORM2_BIAS})
     STD_TORCH_CHECK(w[norm].dim() == 1 && w[norm].size(0) == width, "weights: expected norms of the width of x");
-    w[norm] = torch::stable::contiguous(w[norm]);
-  }
+  for (Tensor& weight : w) weight = torch::stable::contiguous(weight);
   STD_TORCH_CHECK(
       !gate || (gate->dim() == 2 && gate->size(0) == batch && gate->size(1) == steps && gate->scalar_type() == x.scalar_type()),
       "gate: expected [B, T] of the dtype of x");
@@ -104,21 +118,19 @@ Tensor whole_block(Tensor x, Optional gate, std::vector<Tensor> w, Optional mask
   auto first = call("tzn_native::gather_layer_norm", rows, read, w[NORM1_WEIGHT], w[NORM1_BIAS], NORM_EPS, keys);
   const Tensor normed = to<Tensor>(first[0]), first_stats = to<Tensor>(first[1]);
   const Tensor query =
-      linear(queries == keys ? normed : rows_of(normed, rank), w[QUERY_WEIGHT], w[QUERY_BIAS]);
-  const Tensor key_value = linear(normed, w[KEY_VALUE_WEIGHT], w[KEY_VALUE_BIAS]);
+      linear(queries == keys ? normed : rows_of(normed, rank), &w[QUERY_WEIGHT]);
+  const Tensor key_value = linear(normed, &w[KEY_VALUE_WEIGHT]);
   const Tensor attended = torch::stable::empty_like(query);
   call(
       "tzn_native::packed_local_attention", split(query, heads),
       split(torch::stable::narrow(const_cast<Tensor&>(key_value), 1, 0, width), heads),
       split(torch::stable::narrow(const_cast<Tensor&>(key_value), 1, width, width), heads), window, rank, position,
-      Optional(torch::stable::contiguous(w[POSITION_BIAS])), split(attended, heads));
-  const Tensor branch = linear(attended, w[OUTPUT_WEIGHT], w[OUTPUT_BIAS]);
+      Optional(w[POSITION_BIAS]), split(attended, heads));
+  const Tensor branch = linear(attended, &w[OUTPUT_WEIGHT]);
   auto second = call(
       "tzn_native::gated_add_layer_norm", rows, chosen, branch, factors, w[NORM2_WEIGHT], w[NORM2_BIAS], NORM_EPS, queries);
   const Tensor y = to<Tensor>(second[0]), inner = to<Tensor>(second[1]), second_stats = to<Tensor>(second[2]);
-  const Tensor up = linear(inner, w[UP_WEIGHT], w[UP_BIAS]);
-  const Tensor hidden = to<Tensor>(call("aten::gelu", up, std::string("none"))[0]);
-  const Tensor down = linear(hidden, w[DOWN_WEIGHT], w[DOWN_BIAS]);
+  const Tensor down = linear(inner, &w[UP_WEIGHT], &w[DOWN_WEIGHT]);
   const Tensor out = to<Tensor>(call("tzn_native::gated_scatter", rows, chosen, y, down, factors)[0]);
   return torch::stable::view(out, {shape.data(), shape.size()});
 }

@@ -151,7 +151,7 @@ if __name__ == "__main__":
 def test_ten_kills_of_workers_and_driver_lose_nothing_and_double_nothing(place, tmp_path):
     program = tmp_path / "driver.py"
     program.write_text(DRIVER)
-    recordings(tmp_path / "many", 45, 400)
+    recordings(tmp_path / "many", 90, 400)
     names = ("undisturbed", "killed")
     out = {name: tmp_path / name / "o.parquet" for name in names}
     for path in out.values():
@@ -193,7 +193,7 @@ def test_ten_kills_of_workers_and_driver_lose_nothing_and_double_nothing(place, 
             except ProcessLookupError:  # it had just died of another kill
                 continue
     said = process.communicate()[0].split()
-    assert process.returncode == 0 and said[:1] == [b"45"] and said[2] == b"0"
+    assert process.returncode == 0 and said[:1] == [b"90"] and said[2] == b"0"
     assert kills == {"driver": 3, "child": 7}
     assert_same(out["killed"], out["undisturbed"])
     assert not parts.exists()

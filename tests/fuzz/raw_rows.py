@@ -147,11 +147,43 @@ def _gate_backward(a: Arguments, out: Any, rng: Random) -> None:
         assert_near(dgate, terms.sum(1), "dgate", size=float(terms.abs().sum() + 1))
 
 
+def _conv3_arguments(rng: Random) -> Arguments:
+    batch, steps, channels, out = rng.size(4), rng.size(40), rng.size(20), max(rng.size(40), 2)
+    normed = rng.choice((False, True))
+    return {
+        "x": rng.normal(batch, steps, channels), "weight": rng.normal(out, 3 * channels),
+        "bias": rng.maybe(lambda: rng.normal(out)), "norm_weight": rng.normal(out) if normed else None,
+        "norm_bias": rng.normal(out) if normed else None, "mask": rng.maybe(lambda: rng.mask(batch, steps)), "eps": 1e-5,
+    }  # fmt: skip
+
+
+@answer(lambda a: native("conv3", a))
+def _conv3(a: Arguments, out: Any, rng: Random) -> None:
+    assert out.shape == (*a["x"].shape[:2], len(a["weight"]))
+    if not all_ordinary(a["x"], a["weight"], a["bias"], a["norm_weight"], a["norm_bias"]) or not 1e-6 <= a["eps"] <= 1:
+        return
+    padded = F.pad(double(a["x"]), (0, 0, 1, 1))
+    stacked = torch.cat([padded[:, :-2], padded[:, 1:-1], padded[:, 2:]], dim=-1)
+    if not stacked.numel() or not a["weight"].numel():
+        return
+    wanted = F.linear(stacked, double(a["weight"]), double(a["bias"]))
+    size = float(F.linear(stacked.abs(), double(a["weight"]).abs()).max() + 1)
+    if a["norm_weight"] is not None:
+        if not bool((wanted.std(-1, correction=0) > 0.1).all()):
+            return  # a row of equal numbers is divided by its rounding errors
+        wanted = F.relu(
+            F.layer_norm(wanted, wanted.shape[-1:], double(a["norm_weight"]), double(a["norm_bias"]), a["eps"])
+        )
+    keep = 1 if a["mask"] is None else a["mask"].unsqueeze(-1)
+    assert_near(out, wanted * keep, "out", size=100 * size)
+
+
 RAW_ROWS: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {
     "native.gather_layer_norm": (_norm_arguments, _gather_layer_norm),
     "native.gated_add_layer_norm": (_gated_norm_arguments, _gated_add_layer_norm),
     "native.layer_norm_backward": (_norm_backward_arguments, _layer_norm_backward),
     "native.gated_scatter": (_scatter_arguments, _gated_scatter),
     "native.gate_backward": (_gate_backward_arguments, _gate_backward),
+    "native.conv3": (_conv3_arguments, _conv3),
     "native.variable_depth_block": (whole_block_arguments, whole_block),
 }

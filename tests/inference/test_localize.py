@@ -67,7 +67,7 @@ def test_refining_where_candidates_need_it_equals_refining_with_dense_fields(mon
     sparse = candidates(model, x, config)
     computed = ~sparse.trace.distance[0].isnan()
     assert 0.05 < computed.float().mean() < 0.95, "the test must leave steps out"
-    monkeypatch.setattr(module, "_wanted_steps", lambda *a: None)
+    monkeypatch.setattr(module, "wanted_steps", lambda *a: None)
     dense = candidates(model, x, config)
     assert not dense.trace.distance.isnan().any()
     _compare(sparse, dense)

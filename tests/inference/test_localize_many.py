@@ -16,7 +16,7 @@ from tzn.models import ActionFormer, ActionFormerConfig
 LENGTHS = (44, 29, 1, 60, 57, 2)
 
 
-def _assert_same(model, config, lengths=LENGTHS):
+def _assert_same(model, config, lengths=LENGTHS, least=6):
     given = [features(steps, seed) for seed, steps in enumerate(lengths)]
     durations = [steps * GRID.step for steps in lengths]
     together = localize_many(model, given, [GRID] * len(given), durations, config)
@@ -32,7 +32,14 @@ def _assert_same(model, config, lengths=LENGTHS):
         if wanted.std is not None:
             np.testing.assert_allclose(found.std, wanted.std, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(trace.depth, alone.depth, rtol=1e-4, atol=1e-5)
-    assert some > 5
+        assert (trace.distance is None) == (alone.distance is None)
+        if alone.distance is not None:  # NaN at the same steps
+            torch.testing.assert_close(trace.distance, alone.distance, rtol=1e-3, atol=1e-4, equal_nan=True)
+            torch.testing.assert_close(trace.scale, alone.scale, rtol=1e-3, atol=1e-4, equal_nan=True)
+            for mine, theirs in ((trace.starts, alone.starts), (trace.ends, alone.ends)):
+                assert mine.count.tolist() == theirs.count.tolist() and mine.position.shape == theirs.position.shape
+                torch.testing.assert_close(mine.position, theirs.position, rtol=1e-3, atol=1e-3)
+    assert some >= least
 
 
 @pytest.mark.parametrize(
@@ -48,6 +55,40 @@ def test_a_padded_pass_equals_one_by_one(changes):
 @pytest.mark.parametrize("fields", ["region", "none"])
 def test_other_boundary_fields(fields):
     _assert_same(build(boundary_fields=fields), InferenceConfig(pre_nms_thresh=0.05))
+
+
+@pytest.mark.parametrize("share", [0.0, 2.0], ids=["every step", "chosen steps"])
+@pytest.mark.parametrize("lengths", [LENGTHS, (1, 1), (37, 1), (64, 64, 64), (31, 200, 3, 127)], ids=str)
+def test_ragged_lengths_with_heads_everywhere_or_where_they_are_wanted(monkeypatch, share, lengths):
+    monkeypatch.setattr("tzn.models.temporal_zoom_net.DENSE_SHARE", share)
+    _assert_same(build(), InferenceConfig(pre_nms_thresh=0.02, pre_nms_topk=5), lengths, least=1)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.2])
+@pytest.mark.parametrize("mode", ["refine", "anchor"])
+def test_models_with_a_boundary_stream(mode, threshold):
+    model = build(refinement_layers=0, embedding_stride=2, first_stride=4, zoom_layers=2, zoom_window=5)
+    _assert_same(model, InferenceConfig(pre_nms_thresh=0.02, mode=mode, threshold=threshold))
+
+
+def test_some_or_all_recordings_without_candidates():
+    model = build()
+    best = [
+        float(model.points(x[None], torch.ones(1, len(x), dtype=torch.bool)).scores.max())
+        for x in map(features, LENGTHS)
+    ]
+    between = (min(best) + max(best)) / 2
+    _assert_same(model, InferenceConfig(pre_nms_thresh=between), least=1)
+    _assert_same(model, InferenceConfig(pre_nms_thresh=0.999999), least=0)
+    _assert_same(model, InferenceConfig(pre_nms_thresh=0.999999, nms="none"), least=0)
+
+
+def test_limits_are_those_of_each_recording():
+    _assert_same(build(), InferenceConfig(pre_nms_thresh=0.001, pre_nms_topk=2, max_segments=3), (300, 260, 280))
+
+
+def test_no_recording():
+    assert localize_many(build(), [], [], [], InferenceConfig()) == []
 
 
 @pytest.mark.parametrize("positions", [False, True])

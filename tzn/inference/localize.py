@@ -147,7 +147,11 @@ def candidates(
         if points.fields is not None and mode != "anchor":
             # Which steps matter is known once all candidates are: after the only chunk.
             whole = chunk.high - chunk.low == steps
-            rows = _wanted_steps(selection, steps, config) if whole and mode == "refine" else None
+            rows = None
+            if whole and mode == "refine":
+                assert selection.offset_std is not None
+                place = selection.position, selection.offset, selection.offset_std
+                rows = wanted_steps(*place, steps - 1, 0, steps, config)
             fields.append(torch.cat(points.fields(rows))[:, :, chunk.low : chunk.high])
         if mode == "pair":
             step_scores.append(_step_scores(points.scores[0], points.grid, chunk))
@@ -224,16 +228,17 @@ def select(points: Points, chunk: Chunk, config: InferenceConfig, topk: int) -> 
     inside = (grid.position >= chunk.low) & (grid.position < chunk.high) & points.mask[0]
     scores = points.scores[0] * inside.unsqueeze(-1)
     chosen = ops.select_candidates(scores, grid.level, min_score=config.pre_nms_thresh, topk=topk)
-    rows, inverse = chosen.point.unique(return_inverse=True)
-    offset, std = points.offsets(rows)
+    offset, std = offsets_at(points, chosen.point)
     return Selection(
-        grid.position[chosen.point] + chunk.origin,
-        grid.level[chosen.point],
-        chosen.label,
-        chosen.score,
-        offset[inverse],
-        None if std is None else std[inverse],
+        grid.position[chosen.point] + chunk.origin, grid.level[chosen.point], chosen.label, chosen.score, offset, std
     )
+
+
+def offsets_at(points: Points, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Offsets ``[N, 2]`` and their standard deviations at points in any order, of the flattened ``[B * P]``."""
+    rows, inverse = chosen.unique(return_inverse=True)
+    offset, std = points.offsets(rows)
+    return offset[inverse], None if std is None else std[inverse]
 
 
 class _BestOfLevels:
@@ -274,20 +279,34 @@ def _step_scores(scores: Tensor, grid: PointGrid, chunk: Chunk) -> Tensor:
     return best
 
 
-def _wanted_steps(selection: Selection, steps: int, config: InferenceConfig) -> Tensor:
-    """Steps whose distance can matter: around each candidate end, as far as it may snap, plus the votes there."""
-    assert selection.offset_std is not None
-    position, offset = selection.position, selection.offset
+def wanted_steps(
+    position: Tensor, offset: Tensor, offset_std: Tensor, last: Tensor | int, begin: Tensor | int, total: int,
+    config: InferenceConfig,
+) -> Tensor:  # fmt: skip
+    """Steps whose distance can matter: around each candidate end, as far as it may snap, plus the votes there.
+
+    Args:
+        position, offset, offset_std: ``[N]``, ``[N, 2]``, ``[N, 2]`` of candidates, in steps of their recording.
+        last: the recording's last step, or each candidate's ``[N, 1]``.
+        begin: likewise, where its first step lies among all ``total``.
+
+    Returns:
+        Ascending places among ``total`` steps.
+    """
     ends = torch.stack([position - offset[:, 0], position + offset[:, 1]], 1)
     # A crossing is used within snap_sigmas * hypot(offset std, its own std), the latter being the smaller of the two.
     # Votes move it by up to vote_window and come from as far again.
-    reach = config.snap_sigmas * 2**0.5 * selection.offset_std + 2 * config.vote_window + 2
-    low = (ends - reach).floor().clamp(0, steps - 1).long().flatten()
-    high = (ends + reach).ceil().clamp(0, steps - 1).long().flatten()
-    edges = torch.zeros(steps + 1, dtype=torch.long, device=ends.device)
+    reach = config.snap_sigmas * 2**0.5 * offset_std + 2 * config.vote_window + 2
+    low = (
+        (ends - reach).floor().long().clamp(min=0).minimum(torch.as_tensor(last, device=ends.device)) + begin
+    ).flatten()
+    high = (
+        (ends + reach).ceil().long().clamp(min=0).minimum(torch.as_tensor(last, device=ends.device)) + begin
+    ).flatten()
+    edges = torch.zeros(total + 1, dtype=torch.long, device=ends.device)
     edges.index_add_(0, low, torch.ones_like(low))
     edges.index_add_(0, high + 1, -torch.ones_like(high))
-    return (edges.cumsum(0)[:steps] > 0).nonzero().squeeze(1)
+    return (edges.cumsum(0)[:total] > 0).nonzero().squeeze(1)
 
 
 def _crossings(distance: Tensor, scale: Tensor, config: InferenceConfig) -> tuple[ops.Crossings, ops.Crossings]:

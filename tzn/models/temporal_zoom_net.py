@@ -23,6 +23,9 @@ from tzn.ops._fused import fused
 # Strides; keeps the likelihood bounded where offsets can be exact. Below what models learn: the smallest scale that the
 # pretrained HAPT model gives at any point of four recordings is 0.054.
 MIN_OFFSET_SCALE = 0.02
+# Of all rows: from this share on a head that is asked for some computes all. Picking rows and their neighbours costs a
+# convolution as much again as its product.
+DENSE_SHARE = 0.75
 
 
 class Depths(NamedTuple):
@@ -141,6 +144,9 @@ class TemporalZoomNet(nn.Module):
 
     def _offsets(self, trunk: Trunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         stride, head = trunk.points.stride, self.offset_head
+        if rows is not None and rows.numel() >= DENSE_SHARE * trunk.point_mask.numel():
+            every = self._offsets(trunk)
+            return tuple(None if x is None else x.flatten(0, 1)[rows] for x in every)  # type: ignore[return-value]
         if rows is None and (kernels := fused(trunk.point_features, head.scale.weight)) is not None:
             hidden, output = head.tower.hidden(trunk.point_features, trunk.point_mask), head.tower.output
             return kernels.offsets(  # type: ignore[no-any-return]
@@ -158,9 +164,12 @@ class TemporalZoomNet(nn.Module):
         head, features, mask = self.boundary_head, trunk.boundary_features, trunk.mask
         if trunk.exits:  # the stream has run where it pays, whoever asks
             distance, scale, _ = trunk.exits[-1]
-        elif rows is None:
+        elif rows is None or rows.numel() >= DENSE_SHARE * mask.numel():
             assert head is not None
             distance, scale = head(features, mask)
+            if rows is not None:
+                others = torch.ones_like(mask).flatten().index_fill_(0, rows, False).view_as(mask).unsqueeze(1)
+                distance, scale = (x.masked_fill(others, float("nan")) for x in (distance, scale))
         else:
             assert head is not None and features is not None
             packed = torch.stack(head.at(features, mask, rows))

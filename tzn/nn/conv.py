@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tzn.ops._fused import fused
+from tzn.ops._fused import fused, fused_conv3
 
 
 class Conv3(nn.Linear):
@@ -20,6 +20,8 @@ class Conv3(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, in]`` (zero where padded) to ``[B, T, out]``."""
+        if x.dim() == 3 and (kernel := fused_conv3(x, self.weight)) is not None:
+            return kernel(x, self.weight, self.bias, None, None, None, 0.0)  # type: ignore[no-any-return]
         padded = F.pad(x, (0, 0, 1, 1))
         return super().forward(torch.cat([padded[:, :-2], x, padded[:, 2:]], dim=-1))
 
@@ -36,6 +38,11 @@ def conv_layers(x: Tensor, mask: Tensor, convs: nn.ModuleList, norms: nn.ModuleL
     if kernels is not None:
         for conv, norm in zip(convs, norms, strict=True):
             x = kernels.conv_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, mask, norm.eps)
+        return x
+    kernel = fused_conv3(x, first.weight) if isinstance(first, Conv3) else None
+    if kernel is not None:
+        for conv, norm in zip(convs, norms, strict=True):
+            x = kernel(x, conv.weight, conv.bias, norm.weight, norm.bias, mask, norm.eps)
         return x
     keep = mask.unsqueeze(-1).to(x.dtype)
     for conv, norm in zip(convs, norms, strict=True):
