@@ -59,13 +59,23 @@ def test_registers_are_limited_only_where_the_compiler_does_not_spill_then(monke
         ({"matrix": "-"}, "tensor-core"),
         ({"matrix": "-", "kernel": "nms"}, None),
         ({"shared": 230 << 10}, "shared memory"),
+        ({"early": 1}, "before the wait"),
     ],
-    ids=["fine", "spills", "spills-beside-the-main-ones", "no-matrix-unit", "needs-none", "shared-memory"],
+    ids=[
+        "fine",
+        "spills",
+        "spills-beside-the-main-ones",
+        "no-matrix-unit",
+        "needs-none",
+        "shared-memory",
+        "does-not-wait",
+    ],
 )
 def test_faults_of_compiled_kernels(change, fault):
     row = {
         "architecture": "sm_90", "kernel": "up", "variant": "bfloat16/128", "warps": 4, "registers": 100,
         "spills": 0, "stack": 0, "shared": 1024, "matrix": "HGMMA", "matrix_count": 4, "wide_loads": 4, "loads": 8,
+        "early": 0,
     }  # fmt: skip
     found = aot.faults([row | change])
     assert (found == []) if fault is None else fault in found[0]

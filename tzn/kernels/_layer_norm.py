@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import accumulator
+from tzn.kernels._launch import accumulator, after_previous, programmatic
 from tzn.kernels.active_tokens import TokenLists
 
 EPS = tl.constexpr(1e-5)
@@ -33,8 +33,9 @@ class Statistics(NamedTuple):
 def normalise_kernel(
     x_ptr, flags_ptr, count_ptr, gamma_ptr, beta_ptr, normed_ptr, mean_ptr, rstd_ptr, out_ptr, tokens, stride,
     D: tl.constexpr, PACKED: tl.constexpr, HAS_FLAGS: tl.constexpr, BIT: tl.constexpr, KEEP: tl.constexpr,
-    COPY: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    COPY: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     first = tl.program_id(0) * ROWS
     count = tokens
     if PACKED:
@@ -95,6 +96,7 @@ def normalise(
             *(found if keep else (normed, normed)), normed if idle is None else idle, number, x.stride(0), D=width,
             PACKED=count is not None, HAS_FLAGS=flags is not None, BIT=bit, KEEP=keep,
             COPY=idle is not None and flags is not None, ACC=acc.triton, BLOCK_D=triton.next_power_of_2(width), ROWS=ROWS,
+            **programmatic(x.device),
         )  # fmt: skip
     return normed, found
 

@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import accumulator, launch, precision
+from tzn.kernels._launch import accumulator, after_previous, launch, precision, programmatic
 from tzn.kernels._layer_norm import Statistics
 from tzn.kernels.active_tokens import TokenLists
 
@@ -121,9 +121,10 @@ def store_tile(out_ptr, rows, column, values, live, N: tl.constexpr):
 def qkv_kernel(
     x_ptr, wq_ptr, bq_ptr, wkv_ptr, bkv_ptr, q_ptr, kv_ptr, active_ptr, halo_ptr, counts_ptr, mask_ptr, tokens,
     D: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Column tiles of the queries first, then those of keys and values: one loop for both, whose buffers stand once."""
+    after_previous(PDL)
     tile = tl.program_id(0)
     query_tiles: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     width = D
@@ -168,7 +169,9 @@ def up_kernel(
     x_ptr, w_ptr, bias_ptr, hidden_ptr, before_ptr, counts_ptr, mask_ptr, tokens,
     D: tl.constexpr, M: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, KEEP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row, _, live, number = rows_of_tile(
         counts_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
     )
@@ -189,8 +192,9 @@ def gated_residual_kernel(
     a_ptr, w_ptr, bias_ptr, gate_ptr, residual_ptr, out_ptr, active_ptr, counts_ptr, mask_ptr, tokens, stride_residual,
     K: tl.constexpr, D: tl.constexpr, SCATTER: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_GATE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row, token, live, number = rows_of_tile(
         active_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
     )
@@ -239,7 +243,7 @@ def qkv(
         tiles = triton.cdiv(width, config["BLOCK_N"]) + triton.cdiv(2 * width, config["BLOCK_N"])
         qkv_kernel[(tiles, triton.cdiv(number, config["BLOCK_M"]))](
             x, *query, *key_value, q, kv, *pointers, number, D=width, **kind, ACC=acc.triton, PRECISION=precision(dtype),
-            **config,
+            **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("qkv_projection", dtype, number, run, x.device)
@@ -261,7 +265,7 @@ def up_projection(
         grid = (triton.cdiv(hidden_width, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
         up_kernel[grid](
             x, *up, hidden, before, counts, mask_or_any, number, D=width, M=hidden_width, **kind, KEEP=keep,
-            ACC=acc.triton, PRECISION=precision(dtype), **config,
+            ACC=acc.triton, PRECISION=precision(dtype), **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("up_projection", dtype, number, run, x.device)
@@ -286,7 +290,7 @@ def gated_residual(
         gated_residual_kernel[grid](
             a, *linear, a if gate is None else gate, residual, out, active, counts, mask_or_any, number,
             residual.stride(0), K=depth, D=width, SCATTER=scatter, **kind, HAS_GATE=gate is not None,
-            ACC=acc.triton, PRECISION=precision(dtype), **config,
+            ACC=acc.triton, PRECISION=precision(dtype), **programmatic(a.device), **config,
         )  # fmt: skip
 
     launch("down_projection" if scatter else "output_projection", dtype, number, run, a.device)

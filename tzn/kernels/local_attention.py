@@ -43,7 +43,16 @@ import triton.language as tl
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype
-from tzn.kernels._launch import accumulator, architecture, block_width, launch, on_its_device, precision
+from tzn.kernels._launch import (
+    accumulator,
+    after_previous,
+    architecture,
+    block_width,
+    launch,
+    on_its_device,
+    precision,
+    programmatic,
+)
 from tzn.kernels.active_tokens import TokenLists, compact
 from tzn.reference.local_attention import over_residues, packed_times
 
@@ -181,7 +190,9 @@ def attention_forward_kernel(
     D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
     HAS_TIME: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     first = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
     queries, keys = number_of_rows(counts_ptr, tokens, SUBSET)
@@ -293,7 +304,7 @@ def attention_forward(
             *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(out), steps, tokens, window // 2,
             D=width, SCALE=width**-0.5, PACKED=q.dim() == 3, SUBSET=lists is not None, HAS_TIME=time is not None,
             HAS_MASK=mask is not None, HAS_BIAS=bias is not None, SPLIT=splits(q),
-            ACC=acc.triton, PRECISION=precision(q.dtype), BLOCK_D=block_width(width), **config,
+            ACC=acc.triton, PRECISION=precision(q.dtype), BLOCK_D=block_width(width), **programmatic(q.device), **config,
         )  # fmt: skip
 
     launch("attention_forward", q.dtype, block_width(width), run, q.device)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import on_its_device
+from tzn.kernels._launch import after_previous, on_its_device, programmatic
 
 CHUNK = 4096
 HIGH, LAST = tl.constexpr(2048), tl.constexpr(1024)  # values of the first two digits, and of the third
@@ -91,9 +91,10 @@ def chunk_of_level(bounds_ptr, classes, CHUNK: tl.constexpr):
 @triton.jit
 def histogram_kernel(
     scores_ptr, order_ptr, bounds_ptr, first_ptr, second_ptr, third_ptr, parts_ptr, points, classes, topk, min_score,
-    DIGIT: tl.constexpr, CHUNK: tl.constexpr,
+    DIGIT: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Digit 0, 1 or 2 of one chunk of one level of one recording."""
+    after_previous(PDL)
     row, low, entries, start = chunk_of_level(bounds_ptr, classes, CHUNK)
     if start < entries:
         scores = scores_ptr + tl.program_id(2).to(tl.int64) * points * classes
@@ -118,8 +119,9 @@ def histogram_kernel(
 @triton.jit
 def take_kernel(
     scores_ptr, order_ptr, bounds_ptr, first_ptr, second_ptr, third_ptr, parts_ptr, packed_ptr, written_ptr,
-    points, classes, topk, min_score, CHUNK: tl.constexpr, PARTS: tl.constexpr,
+    points, classes, topk, min_score, CHUNK: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row, low, entries, start = chunk_of_level(bounds_ptr, classes, CHUNK)
     if start < entries:
         wanted = number_wanted(first_ptr + row * HIGH, topk)
@@ -150,8 +152,9 @@ def take_kernel(
 @triton.jit
 def rank_kernel(
     scores_ptr, order_ptr, bounds_ptr, packed_ptr, written_ptr, point_ptr, label_ptr, score_ptr, count_ptr,
-    points, classes, topk, RANKED: tl.constexpr, COMPARED: tl.constexpr,
+    points, classes, topk, RANKED: tl.constexpr, COMPARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     level = tl.program_id(1)
     recording = tl.program_id(2)
     row = (recording * tl.num_programs(1) + level).to(tl.int64)
@@ -228,13 +231,14 @@ def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_scor
             DIGIT=digit,
             CHUNK=CHUNK,
             num_warps=8,
+            **programmatic(device),
         )
     take_kernel[grid](
         scores, order, bounds, *tables, parts, packed, written, points, classes, topk, min_score, CHUNK=CHUNK, PARTS=128,
-        num_warps=8,
+        num_warps=8, **programmatic(device),
     )  # fmt: skip
     rank_kernel[(triton.cdiv(topk, RANKED), levels, recordings)](
         scores, order, bounds, packed, written, point, label, score, count, points, classes, topk, RANKED=RANKED,
-        COMPARED=COMPARED,
+        COMPARED=COMPARED, **programmatic(device),
     )  # fmt: skip
     return CandidateTable(point, label, score, count)
