@@ -129,6 +129,8 @@ PER_WAVE: dict[str, Callable[[dict[str, Any]], float]] = {
         if g.get("GATHERED", False)
         else 2 * REDUCTION * (2 * g["radius"] + 1) * math.ceil((g["BLOCK_M"] + 2 * g["radius"]) / g["BLOCK_N"])
     ),
+    # Blocks of rows of the table with most parts, each a load that the next one waits for.
+    "sum_parts_kernel": lambda g: CHAIN * (math.ceil(max(g["numbers"]) / g["ROWS"]) - 1),
     "weight_gradient_kernel": lambda g: (
         REDUCTION
         * math.ceil(len(g["grad_ptr"]) / g["dw_ptr"].shape[0] / g["BLOCK_M"])  # of the bias, every block of rows

@@ -185,7 +185,7 @@ def layer_norm_backward(
     dn: Tensor, x: Tensor, statistics: Statistics, gamma: Tensor, grad: Tensor, dy: Tensor | None, lists: TokenLists,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradient through a norm plus what arrives beside it, into ``out``; returns (dgamma, dbeta) ``[D]``.
+    """Gradient through a norm plus what arrives beside it, into ``out``; returns parts of (dgamma, dbeta) ``[P, D]``.
 
     ``dy`` None: the second norm, ``x`` is y and rows are packed. Else the first one, with ``dy`` the packed gradient of y.
     ``grad`` ``[N, D]`` is the gradient of the block's output. ``dn`` and ``dy`` are contiguous.
@@ -200,7 +200,7 @@ def layer_norm_backward(
         lists.active, lists.halo, lists.near, lists.counts, grad.stride(0), x.stride(0),
         HALO=dy is not None, D=width, ACC=acc.triton, BLOCK_D=triton.next_power_of_2(width), ROWS=rows, num_warps=8,
     )  # fmt: skip
-    return shares[0].sum(0), shares[1].sum(0)
+    return shares[0], shares[1]
 
 
 @triton.jit
