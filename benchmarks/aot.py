@@ -102,7 +102,7 @@ def decoding(dtype: torch.dtype, width: int) -> None:
     ends = (found.position, found.std, found.counts)
     scores = torch.zeros(2, 4560, 20)
     order = torch.arange(4560), torch.tensor([0, 2304, 3456, 4560])
-    select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000)
+    select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000, capacity=6000)
     offset = torch.zeros(2, 4096, 2)
     decode_segments.decode_segments(offset[..., 0], offset, offset, ends, ends, 3.0)
     nms.best_picks(torch.zeros(2, 20, 200, dtype=torch.int32), torch.zeros(2, 20, 200), offset, 200)

@@ -167,7 +167,8 @@ def test_every_launch_runs_on_the_device_of_its_tensors(monkeypatch):
     original = interpreter.GridExecutor.__call__
 
     def watched(self, *arguments, **keywords):
-        devices = {x.device for x in arguments if isinstance(x, torch.Tensor)}
+        flat = [x for given in arguments for x in (given if isinstance(given, tuple) else (given,))]
+        devices = {x.device for x in flat if isinstance(x, torch.Tensor)}
         assert guard.inside and {guard.inside[-1]} == devices, f"{self.fn.__name__} is launched on another device"
         launched.add(self.fn.__name__)
         return original(self, *arguments, **keywords)
