@@ -204,7 +204,10 @@ def smaller(config: Config) -> Config | None:
     """The next configuration that needs less shared memory: fewer stages, then half of the longest side."""
     if config.get("num_stages", 1) > 1:
         return {**config, "num_stages": config["num_stages"] - 1}
-    longest = max((name for name in config if name.startswith("BLOCK_")), key=lambda name: config[name])
+    sides = [name for name in config if name.startswith("BLOCK_")]
+    if not sides:  # one BLOCK, which has to hold a whole band
+        return None
+    longest = max(sides, key=lambda name: config[name])
     return {**config, longest: config[longest] // 2} if config[longest] > 16 else None
 
 

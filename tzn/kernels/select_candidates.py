@@ -171,25 +171,8 @@ def rank_kernel(
     number = tl.minimum(tl.load(written_ptr + row), places)  # fewer places: the host was told other sizes
     packed = packed_ptr + row * topk
     own = tl.program_id(0) * RANKED + tl.arange(0, RANKED)
-    live = own < number
-    mine = tl.load(packed + own, mask=live, other=0)
     recorded = recording.to(tl.int64) * capacity
     out = recorded + first
-    if tl.program_id(0) * RANKED < number:
-        rank = tl.zeros([RANKED], tl.int32)
-        for begin in range(0, number, COMPARED):
-            other = begin + tl.arange(0, COMPARED)
-            theirs = tl.load(packed + other, mask=other < number, other=-1)
-            rank += tl.sum((theirs[None, :] > mine[:, None]).to(tl.int32), 1)
-        entry = (2147483647 - (mine & 2147483647)).to(tl.int32)
-        low = tl.load(bounds_ptr + level)
-        point = tl.load(order_ptr + low + entry // classes, mask=live, other=0)
-        label = (entry % classes).to(tl.int64)
-        start = recording.to(tl.int64) * points * classes
-        score = tl.load(scores_ptr + start + point * classes + label, mask=live, other=0.0)
-        tl.store(point_ptr + out + rank, point, mask=live)
-        tl.store(label_ptr + out + rank, label, mask=live)
-        tl.store(score_ptr + out + rank, score, mask=live)
     # Places that are left over: of this level, and behind all levels a share for each.
     behind = used + level * topk + own
     for side in tl.static_range(2):
@@ -204,6 +187,23 @@ def rank_kernel(
         tl.store(score_ptr + place, float("-inf"), mask=past)
     if tl.program_id(0) == 0:
         tl.store(count_ptr + row, number)
+    if tl.program_id(0) * RANKED < number:
+        live = own < number
+        mine = tl.load(packed + own, mask=live, other=0)
+        rank = tl.zeros([RANKED], tl.int32)
+        for begin in range(0, number, COMPARED):
+            other = begin + tl.arange(0, COMPARED)
+            theirs = tl.load(packed + other, mask=other < number, other=-1)
+            rank += tl.sum((theirs[None, :] > mine[:, None]).to(tl.int32), 1)
+        entry = (2147483647 - (mine & 2147483647)).to(tl.int32)
+        low = tl.load(bounds_ptr + level)
+        point = tl.load(order_ptr + low + entry // classes, mask=live, other=0)
+        label = (entry % classes).to(tl.int64)
+        start = recording.to(tl.int64) * points * classes
+        score = tl.load(scores_ptr + start + point * classes + label, mask=live, other=0.0)
+        tl.store(point_ptr + out + rank, point, mask=live)
+        tl.store(label_ptr + out + rank, label, mask=live)
+        tl.store(score_ptr + out + rank, score, mask=live)
 
 
 def level_order(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
