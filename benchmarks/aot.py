@@ -8,7 +8,8 @@ with the tiles of long batches). By default the main configurations: bfloat16 an
 memory in KB, tensor-core instructions, and how many of the loads from global memory are 128 bits wide.
 
 It fails where a main configuration spills, or where a product of matrices is not on tensor cores (HGMMA on sm_90 and
-UTC*MMA on sm_100 where the tile is large enough for them, HMMA elsewhere). Nothing is run, so nothing is timed.
+UTC*MMA on sm_100 where the tile is large enough for them, HMMA elsewhere). With TZN_PDL=1, programmatic launches, also where a
+kernel touches memory before it waits for the one before. Nothing is run, so nothing is timed.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def decoding(dtype: torch.dtype, width: int) -> None:
     ends = (found.position, found.std, found.counts)
     scores = torch.zeros(2, 4560, 20)
     order = torch.arange(4560), torch.tensor([0, 2304, 3456, 4560])
-    select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000)
+    select_candidates.select_candidates(scores, *order, min_score=0.001, topk=2000, capacity=6000)
     offset = torch.zeros(2, 4096, 2)
     decode_segments.decode_segments(offset[..., 0], offset, offset, ends, ends, 3.0)
     nms.best_picks(torch.zeros(2, 20, 200, dtype=torch.int32), torch.zeros(2, 20, 200), offset, 200)
@@ -181,6 +182,8 @@ def faults(rows: list[dict[str, object]]) -> list[str]:
             found.append(f"{name}: {row['spills']} instructions spill registers")
         if int(str(row["shared"])) > SHARED_LIMIT[str(row["architecture"])]:
             found.append(f"{name}: {row['shared']} bytes of shared memory are more than there are")
+        if row["early"]:
+            found.append(f"{name}: {row['early']} accesses of memory before the wait for the kernel before")
         if str(row["kernel"]).startswith(PRODUCTS) and row["matrix"] == "-":
             found.append(f"{name}: no tensor-core instructions")
     return found

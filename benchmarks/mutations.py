@@ -53,7 +53,7 @@ FAULTS = [
     Fault("tzn/kernels/cpu/variable_depth_block.py", "dgate1 + dgate2", "dgate1", BLOCK),
     Fault("tzn/ops/nms.py", "max(max_seg_num, 0), voting_thresh", "max_seg_num + 1, voting_thresh", NMS),
     Fault("tzn/ops/nms.py", "VOTE_WEIGHTS.index(rule.vote_weight)", "0", NMS),
-    Fault("tzn/ops/select_candidates.py", "of_level * topk", "of_level * (topk - 1)", SELECT),
+    Fault("tzn/ops/select_candidates.py", "first[of_level] + rank", "first[of_level]", SELECT),
     # Definitions
     Fault("tzn/reference/active_tokens.py", "near if mask is None else near & mask", "near", "tests/ops/test_depth.py"),
     Fault("tzn/reference/depth_gates.py", "- layer).clamp(0, 1)", "- layer).clamp(0, 2)", "tests/ops/test_depth.py"),

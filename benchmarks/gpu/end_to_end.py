@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import statistics
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -187,6 +189,12 @@ def compiled_row(s: Stage, batch: int, steps: int) -> dict[str, float]:
     return {"network_milliseconds": s.replayed(s.graph_of(run)) if s.on_gpu else s.milliseconds(run)}
 
 
+def programmatic_row(s: Stage, batch: int, steps: int) -> dict[str, float]:
+    """Full depth in 16 bits, each kernel started while the one before still runs (`tzn.kernels._launch`)."""
+    with mock.patch.dict(os.environ, {"TZN_PDL": "1"}):
+        return zoom_row(s, batch, steps, True, 1.0, {})
+
+
 def shapes(s: Stage) -> list[dict[str, int]]:
     return [{"batch": b, "steps": t} for b, t in s.pick([(1, 2304), (1, 9216), (8, 2304), (8, 9216)], [(1, 128)])]
 
@@ -214,6 +222,11 @@ def published_cases(s: Stage) -> list[Case]:
     ]
 
 
+def programmatic_cases(s: Stage) -> list[Case]:
+    what = {"row": "TemporalZoomNet, mean depth 1, programmatic launches", "precision": "16 bits"}
+    return [Case({**at, **what}, partial(programmatic_row, s, **at)) for at in shapes(s)[:1]]
+
+
 def compiled_cases(s: Stage) -> list[Case]:
     what = {"row": "ActionFormer on tzn, torch.compile", "precision": "16 bits"}
     return [Case({**at, **what}, partial(compiled_row, s, **at), compiles=False) for at in shapes(s)[:1]]
@@ -221,6 +234,7 @@ def compiled_cases(s: Stage) -> list[Case]:
 
 GROUPS = [
     ("16 bits", partial(own_cases, low=True)),
+    ("programmatic", programmatic_cases),
     ("published", published_cases),
     ("TF32", partial(own_cases, low=False)),
     ("compiled", compiled_cases),

@@ -12,14 +12,15 @@ would launch is recorded (``benchmarks/lib/launches.py`` says what counts) and e
     expected   floor on the multiprocessors that the grid fills, plus LAUNCH, plus CHAIN for every wave, plus what kernels that
                go serially through their work need for that (``SERIAL``; ``PER_WAVE``: once a wave)
 
-LAUNCH, CHAIN, LOOP, PICK and REDUCTION are assumptions,
-as are the data sheets' peaks; ``benchmarks/run_gpu.sh`` measures what they
-should be.
+LAUNCH, PROGRAMMATIC, CHAIN, LOOP, PICK and REDUCTION are assumptions, as are the data sheets' peaks; ``benchmarks/run_gpu.sh``
+measures what they should be. A second line of totals is with programmatic launches (``TZN_PDL=1``): PROGRAMMATIC in place of
+LAUNCH from a Triton kernel to a Triton kernel, everywhere else a launch waits for the end of the one before.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 import subprocess
@@ -34,6 +35,7 @@ from tzn.files import atomic_write
 
 CAPABILITY = 90
 LAUNCH = 1.0  # µs from the end of a node of a CUDA graph to the start of the next that depends on it: assumed
+PROGRAMMATIC = 0.5  # µs of that where the next one has been started and waits for the end itself: assumed
 CHAIN = 1.5  # µs of latency: a load from L2, work on it, a barrier or a store: assumed
 LOOP = 0.05  # µs of an iteration whose loads come out of L1 and overlap with those of the next: assumed
 PICK = 0.3  # µs of a pick of suppression: a loop over shared memory, two reductions of a warp, a barrier: assumed
@@ -127,6 +129,8 @@ PER_WAVE: dict[str, Callable[[dict[str, Any]], float]] = {
         if g.get("GATHERED", False)
         else 2 * REDUCTION * (2 * g["radius"] + 1) * math.ceil((g["BLOCK_M"] + 2 * g["radius"]) / g["BLOCK_N"])
     ),
+    # Blocks of rows of the table with most parts, each a load that the next one waits for.
+    "sum_parts_kernel": lambda g: CHAIN * (math.ceil(max(g["numbers"]) / g["ROWS"]) - 1),
     "weight_gradient_kernel": lambda g: (
         REDUCTION
         * math.ceil(len(g["grad_ptr"]) / g["dw_ptr"].shape[0] / g["BLOCK_M"])  # of the bias, every block of rows
@@ -200,8 +204,8 @@ def launches_and_costs(what: Callable[..., list[Launch]], steps: int, batch: int
     return [(launch, cost(launch, resources)) for launch in found]
 
 
-def report(what: Callable[..., list[Launch]], batch: int, steps: int, title: str) -> tuple[str, list[str]]:
-    """Table of one shape by kernel, and its line of totals."""
+def report(what: Callable[..., list[Launch]], batch: int, steps: int, title: str) -> tuple[str, list[list[str]]]:
+    """Table of one shape by kernel, and its lines of totals."""
     found = launches_and_costs(what, steps, batch)
     names = list(dict.fromkeys((launch.kind, launch.name) for launch, _ in found))
     rows = []
@@ -217,20 +221,29 @@ def report(what: Callable[..., list[Launch]], batch: int, steps: int, title: str
         ])  # fmt: skip
     costs = [c for _, c in found]
     spilling = sum(c.stack > 0 for c in costs)
-    total = [
-        f"{batch} x {steps}", title, str(len(found)), str(sum(c.waves(DEVICES[-1]) for c in costs)),
-        f"{sum(c.bytes for c in costs) / 1e6:.0f}", f"{sum(c.operations for c in costs) / 1e9:.1f}",
-        *_times(costs, 0),
+    able = ["PDL" in launch.numbers for launch, _ in found]
+    edges = sum(a and b for a, b in itertools.pairwise(able))
+    totals = [
+        [
+            f"{batch} x {steps}", name, str(len(found)), str(sum(c.waves(DEVICES[-1]) for c in costs)),
+            f"{sum(c.bytes for c in costs) / 1e6:.0f}", f"{sum(c.operations for c in costs) / 1e9:.1f}",
+            *_times(costs, 0, saved),
+        ]
+        for name, saved in (
+            (title, 0.0), (f"{title}, {edges} launches programmatic", edges * (LAUNCH - PROGRAMMATIC)),
+        )[: 1 + (edges > 0)]
     ]  # fmt: skip
     head = ["kernel", "by", "launches", "regs", "shared KB", "CTAs per SM", "CTAs", "waves", "MB", *_columns()]
     said = f"{len(found)} launches, {spilling} of kernels that spill."
     text = f"### {title}: batch {batch}, T = {steps}\n\n{said}\n\n{table(head, rows)}\n"
-    return text, total
+    return text, totals
 
 
-def _times(costs: list[Cost], digits: int) -> list[str]:
-    """Under :func:`_columns`."""
-    found = [time for d in DEVICES for time in (sum(c.floor(d) for c in costs), sum(c.expected(d) for c in costs))]
+def _times(costs: list[Cost], digits: int, saved: float = 0.0) -> list[str]:
+    """Under :func:`_columns`; ``saved`` µs between launches."""
+    found = [
+        time for d in DEVICES for time in (sum(c.floor(d) for c in costs), sum(c.expected(d) for c in costs) - saved)
+    ]
     return [f"{time:.{digits}f}" for time in found]
 
 
@@ -258,7 +271,7 @@ def main() -> None:
         text, total = report(block_backward if arguments.backward else whole_inference, batch, steps, arguments.title)
         print(text, flush=True)
         parts.append(text)
-        totals.append(total)
+        totals += total
     text = "\n".join([table(TOTALS, totals), "", *parts])
     print(table(TOTALS, totals))
     if arguments.out is not None:

@@ -160,7 +160,8 @@ def _padded_selection_arguments(rng: Random) -> Arguments:
     points, levels = rng.size(40), rng.integer(1, 4)
     level = torch.randint(levels, (points,), generator=rng.torch).sort().values
     scores = rng.uniform(rng.size(3), points, rng.size(4), dtype=rng.choice(FLOATS))
-    return {"scores": scores, "level": level, "levels": levels, "min_score": 0.3, "topk": max(rng.size(9), 1)}
+    given = rng.choice([levels, level.bincount(minlength=levels).tolist()])
+    return {"scores": scores, "level": level, "levels": given, "min_score": 0.3, "topk": max(rng.size(9), 1)}
 
 
 @answer(lambda a: ops.select_candidates_padded(**a))

@@ -30,8 +30,8 @@ def _kernels(q, k, v, bias, window, mask, query, grad=None):
     if grad is None:
         return out
     dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-    dbias = attention_backward(grad, q, k, v, bias, out, stats, lists, steps, window, dq, dk, dv)
-    return [out, dq, dk, dv] + ([] if bias is None else [dbias])
+    parts = attention_backward(grad, q, k, v, bias, out, stats, lists, steps, window, dq, dk, dv)
+    return [out, dq, dk, dv] + ([] if parts is None else [parts.sum(0)])
 
 
 def _reference(q, k, v, bias, window, mask, query, grad):

@@ -59,13 +59,23 @@ def test_registers_are_limited_only_where_the_compiler_does_not_spill_then(monke
         ({"matrix": "-"}, "tensor-core"),
         ({"matrix": "-", "kernel": "nms"}, None),
         ({"shared": 230 << 10}, "shared memory"),
+        ({"early": 1}, "before the wait"),
     ],
-    ids=["fine", "spills", "spills-beside-the-main-ones", "no-matrix-unit", "needs-none", "shared-memory"],
+    ids=[
+        "fine",
+        "spills",
+        "spills-beside-the-main-ones",
+        "no-matrix-unit",
+        "needs-none",
+        "shared-memory",
+        "does-not-wait",
+    ],
 )
 def test_faults_of_compiled_kernels(change, fault):
     row = {
         "architecture": "sm_90", "kernel": "up", "variant": "bfloat16/128", "warps": 4, "registers": 100,
         "spills": 0, "stack": 0, "shared": 1024, "matrix": "HGMMA", "matrix_count": 4, "wide_loads": 4, "loads": 8,
+        "early": 0,
     }  # fmt: skip
     found = aot.faults([row | change])
     assert (found == []) if fault is None else fault in found[0]
@@ -157,7 +167,8 @@ def test_every_launch_runs_on_the_device_of_its_tensors(monkeypatch):
     original = interpreter.GridExecutor.__call__
 
     def watched(self, *arguments, **keywords):
-        devices = {x.device for x in arguments if isinstance(x, torch.Tensor)}
+        flat = [x for given in arguments for x in (given if isinstance(given, tuple) else (given,))]
+        devices = {x.device for x in flat if isinstance(x, torch.Tensor)}
         assert guard.inside and {guard.inside[-1]} == devices, f"{self.fn.__name__} is launched on another device"
         launched.add(self.fn.__name__)
         return original(self, *arguments, **keywords)

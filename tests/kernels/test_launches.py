@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import os
+import pkgutil
 from collections import Counter
 
 import pytest
@@ -10,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.lib.launches import recorded, whole_inference
+from tzn import kernels
+from tzn.kernels._launch import programmatic
 from tzn.kernels.active_tokens import compact
 from tzn.ops._backend import missing_native
 
@@ -54,3 +60,29 @@ def test_an_inference_launches_at_most_200_kernels(dtype, changes):
 
 def test_a_batch_launches_no_more():
     assert len(whole_inference(1000, 8)) <= len(whole_inference(2304)) + 8
+
+
+def _source(name):
+    for module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
+        found = getattr(importlib.import_module(module.name), name, None)
+        if found is not None:
+            return inspect.getsource(found.fn)
+    raise AssertionError(name)
+
+
+def test_programmatic_launches_wait_for_the_kernel_before_in_their_first_line(monkeypatch):
+    """Every one that an inference launches: one that did not could overwrite what an earlier one still reads."""
+    monkeypatch.setenv("TZN_PDL", "1")
+    found = [*whole_inference(2304), *whole_inference(2304, budget=0.5)]
+    triton = {launch.name: launch.numbers for launch in found if launch.kind == "triton"}
+    assert len(triton) >= 22
+    for name, given in triton.items():
+        assert given["PDL"] is given["launch_pdl"] is True, name
+        body = ast.parse(_source(name)).body[0].body
+        first = body[1] if isinstance(body[0].value, ast.Constant) else body[0]
+        assert ast.unparse(first) == "after_previous(PDL)", name
+    for capability, wanted in (("sm80", False), ("sm100", True)):
+        monkeypatch.setattr("tzn.kernels._launch.ASSUMED", capability)
+        assert programmatic(torch.device("cpu"))["PDL"] is wanted
+    monkeypatch.delenv("TZN_PDL")
+    assert programmatic(torch.device("cpu")) == {"PDL": False}

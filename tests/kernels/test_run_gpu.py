@@ -231,6 +231,20 @@ assert [v.kernel for v in found] == ["mark_kernel", "write_kernel"]
 assert [_aot.compile_variant(v, 90) for v in found] == [True, True]
 assert [_aot.compile_variant(v, 90) for v in found] == [False, False]
 """
+PROGRAMMATIC = """
+for capability, wanted in ((80, 0), (90, 1), (100, 1)):
+    with _aot.collect(capability) as compiled:
+        run()
+    for name, kernel in compiled:
+        ptx = kernel.asm["ptx"]
+        assert ptx.count("griddepcontrol.wait") == ptx.count("griddepcontrol.launch_dependents") == wanted, name
+        assert kernel.metadata.launch_pdl == bool(wanted), name
+        found = _aot.resources(str(capability), name, "", kernel)
+        assert found.early == 0, found
+        if wanted:
+            first = min(ptx.find(word) for word in ("ld.global", "st.global", "bra", "ret;") if word in ptx)
+            assert ptx.find("griddepcontrol.wait") < ptx.find("griddepcontrol.launch_dependents") < first, name
+"""
 LOOK = """
 hits = []
 triton.knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
@@ -247,6 +261,15 @@ def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
         command = [sys.executable, "-c", LAUNCH + program]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_programmatic_launches_wait_before_they_touch_memory(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TZN_PDL": "1"}
+    command = [sys.executable, "-c", LAUNCH + PROGRAMMATIC]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_dry_run_reads_numbers_as_numpy_allows(monkeypatch):

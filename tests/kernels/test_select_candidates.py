@@ -7,20 +7,40 @@ from tzn import ops, reference
 from tzn.kernels import select_candidates as kernels
 
 
+def select(scores, level, levels, min_score, topk, spare=0):
+    """In tables of exactly the capacity that is needed, and ``spare``, whose memory was full of something else."""
+    capacity = int((level.bincount(minlength=levels) * scores.shape[2]).clamp(max=topk).sum()) + spare
+    order = kernels.level_order(level, levels)
+    return kernels.select_candidates(scores, *order, min_score=min_score, topk=topk, capacity=capacity)
+
+
+def taken(table, level, classes, row, topk):
+    """Places ``[N]`` that hold candidates: of each level its first ``count``."""
+    places = (level.bincount(minlength=table.count.shape[1]) * classes).clamp(max=topk)
+    kept = torch.zeros(table.point.shape[1], dtype=torch.bool)
+    for first, count in zip((places.cumsum(0) - places).tolist(), table.count[row].tolist(), strict=True):
+        kept[first : first + count] = True
+    return kept
+
+
+@pytest.mark.parametrize("spare", [0, 3, 130])
 @pytest.mark.parametrize("topk", [1, 10, 500])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("sizes", [(40, 20, 10, 5), (1,), (0, 3)], ids=str)
-def test_entries_scores_and_order_are_those_of_the_reference(topk, ties, sizes, monkeypatch):
+def test_entries_scores_and_order_are_those_of_the_reference(topk, ties, sizes, spare, monkeypatch):
+    spare = min(spare, len(sizes) * topk)
+    full = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **kind: full(*size, **kind).fill_(7))
     monkeypatch.setattr(kernels, "CHUNK", 64)
     torch.manual_seed(0)
     classes, points = 3, sum(sizes)
     level = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     scores = torch.rand(2, points, classes)
     scores = (scores * 6).round() / 6 if ties else scores * torch.logspace(-6, 0, points)[:, None]
-    table = kernels.select_candidates(scores, *kernels.level_order(level, len(sizes)), min_score=0.001, topk=topk)
+    table = select(scores, level, len(sizes), 0.001, topk, spare)
     for r in range(2):
         wanted = reference.select_candidates(scores[r], level, min_score=0.001, topk=topk)
-        kept = torch.arange(topk) < table.count[r, :, None]
+        kept = taken(table, level, classes, r, topk)
         assert table.point[r][kept].tolist() == wanted.point.tolist()
         assert table.label[r][kept].tolist() == wanted.label.tolist()
         assert torch.equal(table.score[r][kept], wanted.score)
@@ -29,13 +49,36 @@ def test_entries_scores_and_order_are_those_of_the_reference(topk, ties, sizes, 
         assert (table.score[r][~kept] == -torch.inf).all()
 
 
+def test_fewer_places_than_candidates_write_nothing_beyond_them(monkeypatch):
+    """Sizes that the host was told wrongly, which nobody checks on a device."""
+    torch.manual_seed(0)
+    scores, level = torch.rand(2, 30, 3), torch.arange(3).repeat_interleave(10)
+    whole = select(scores, level, 3, 0.0, 20)
+    guarded, empty = [], torch.empty
+
+    def fenced(*size, **kind):
+        shape = torch.Size(size[0] if isinstance(size[0], (tuple, torch.Size)) else size)
+        guarded.append(empty(shape.numel() + 64, **kind).fill_(7))
+        return guarded[-1][: shape.numel()].view(shape)
+
+    monkeypatch.setattr(torch, "empty", fenced)
+    for capacity in (45, 20, 3):
+        table = kernels.select_candidates(
+            scores, *kernels.level_order(level, 3), min_score=0.0, topk=20, capacity=capacity
+        )
+        assert all((x[-64:] == 7).all() for x in guarded)
+        full = capacity // 20 * 20  # of levels that have all their places
+        assert torch.equal(table.point[:, :full], whole.point[:, :full])
+        assert (table.label != 7).all()
+
+
 def test_levels_in_any_order():
     torch.manual_seed(0)
     level = torch.randint(4, (50,))
     scores = torch.randn(1, 50, 2)  # scores need not be probabilities
-    table = kernels.select_candidates(scores, *kernels.level_order(level, 4), min_score=-1.0, topk=7)
+    table = select(scores, level, 4, -1.0, 7)
     wanted = reference.select_candidates(scores[0], level, min_score=-1.0, topk=7)
-    kept = torch.arange(7) < table.count[0, :, None]
+    kept = taken(table, level, 2, 0, 7)
     assert table.point[0][kept].tolist() == wanted.point.tolist()
     assert torch.equal(table.score[0][kept], wanted.score)
 
@@ -58,9 +101,9 @@ def test_scores_that_histograms_could_confuse(kind, monkeypatch):
         least = 0.5
     if kind == "huge-topk":
         scores, topk = torch.randn(scores.shape), 1000
-    table = kernels.select_candidates(scores, *kernels.level_order(level, 2), min_score=least, topk=topk)
+    table = select(scores, level, 2, least, topk)
     wanted = reference.select_candidates(scores[0], level, min_score=least, topk=topk)
-    kept = torch.arange(topk) < table.count[0, :, None]
+    kept = taken(table, level, 3, 0, topk)
     assert table.point[0][kept].tolist() == wanted.point.tolist()
     assert table.label[0][kept].tolist() == wanted.label.tolist()
     assert torch.equal(table.score[0][kept], wanted.score)

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_as_good_as_eager, block_weights, gradients, random_masks
+from triton.runtime import interpreter
 
 from tzn import ops, reference
 from tzn.kernels import _linear
-from tzn.kernels._linear import Linear, up_projection
+from tzn.kernels._linear import Linear, sum_parts, up_projection
 
 
 def test_rows_split_over_several_parts(monkeypatch):
@@ -37,3 +38,28 @@ def test_gelu_is_as_good_as_eager(dtype):
     assert_as_good_as_eager(given, eager, exact)
     near = (given.double() - exact).abs() <= torch.finfo(dtype).eps * exact.abs() + 1e-6 * (x.abs() > 4)
     assert dtype != torch.float16 or near[exact.abs() > 1e-4].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_parts_of_many_tables_are_summed_in_one_launch(dtype, monkeypatch):
+    """Streamed up to 8 of them, in tiles from 9 on; sizes that break blocks."""
+    torch.manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shapes = [(1, 7), (2, 50, 83), (8, 2048), (8, 2049), (9, 31), (64, 33), (65, 4, 19), (200, 1), (3, 1)]
+    parts = [torch.randn(shape, dtype=wide) for shape in shapes]
+    launches, run = [], interpreter.GridExecutor.__call__
+    monkeypatch.setattr(
+        interpreter.GridExecutor,
+        "__call__",
+        lambda self, *a, **k: (launches.append(self.fn.__name__), run(self, *a, **k))[1],
+    )
+    poisoned = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **kind: poisoned(*size, **kind).fill_(torch.nan))
+    found = sum_parts(parts, [torch.zeros(x.shape[1:], dtype=dtype) for x in parts])
+    assert launches == ["sum_parts_kernel"]
+    for x, part in zip(found, parts, strict=True):
+        assert x.dtype == dtype and x.shape == part.shape[1:]
+        exact = part.double().sum(0)
+        assert (x.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * part.abs().sum(0).max()
+    again = sum_parts(parts, found)
+    assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))

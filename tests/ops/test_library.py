@@ -45,7 +45,7 @@ REGISTERED = {
     "select_candidates": (torch.ops.tzn.select_candidates, (CLASS_SCORES, LEVEL, 0.4, 5)),
     "select_candidates_padded": (
         torch.ops.tzn.select_candidates_padded,
-        (CLASS_SCORES.view(1, 30, 3).repeat(2, 1, 1), LEVEL, 3, 0.4, 5),
+        (CLASS_SCORES.view(1, 30, 3).repeat(2, 1, 1), LEVEL, 3, 15, 0.4, 5),
     ),
     "decode_segments": (torch.ops.tzn.decode_segments, (*_offsets(), _table(0), _table(1), 3.0)),
     "decode_segments of a batch": (

@@ -45,18 +45,19 @@ def test_selection_with_ties(topk, sizes, tied):
     wanted = reference.select_candidates(scores, level, min_score=0.2, topk=topk)
     for a, b in zip(given, wanted, strict=True):
         assert torch.equal(a, b)
-    places = min(topk, scores.numel())
-    padded = ops.select_candidates_padded(
-        torch.stack([scores, 0 * scores]), level, len(sizes), min_score=0.2, topk=topk
-    )
-    assert padded.score.shape == (2, len(sizes) * places)
-    there = padded.label[0] >= 0
-    for a, b in zip(padded, wanted, strict=True):
-        assert torch.equal(a[0][there], b)
-    assert (there.nonzero().squeeze(1) // places).tolist() == level[
-        wanted.point
-    ].tolist()  # each level has its own places
-    assert not padded.point[0][~there].any() and (padded.label[1] == -1).all() and (padded.score[1] == -torch.inf).all()
+    places = [min(topk, 3 * size) for size in sizes]  # each level has its own
+    for levels, capacity in ((sizes, sum(places)), (len(sizes), len(sizes) * min(topk, scores.numel()))):
+        padded = ops.select_candidates_padded(
+            torch.stack([scores, 0 * scores]), level, levels, min_score=0.2, topk=topk
+        )
+        assert padded.score.shape == (2, capacity)
+        there = padded.label[0] >= 0
+        for a, b in zip(padded, wanted, strict=True):
+            assert torch.equal(a[0][there], b)
+        owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(places))
+        assert owner[there.nonzero().squeeze(1)].tolist() == level[wanted.point].tolist()
+        assert not padded.point[0][~there].any()
+        assert (padded.label[1] == -1).all() and (padded.score[1] == -torch.inf).all()
 
 
 def test_gradients_still_flow_through_crossings():

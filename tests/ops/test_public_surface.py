@@ -5,6 +5,7 @@ because a change here breaks other people's programs, and is made on purpose or 
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -134,3 +135,11 @@ def test_nothing_to_choose_from(name):
         for level, message in ((torch.tensor([0.0]), "torch.float32"), (torch.tensor([2]), "2 to 2")):
             with pytest.raises(ValueError, match=f"level: got {message}"):
                 ops.select_candidates_padded(torch.zeros(2, 1, 3), level, 2, min_score=0, topk=4)
+        for sizes, message in (
+            ([], "len(levels): got 0"),
+            ([2, -1], "levels: got -1"),
+            ([1, 1], "levels: got 2 points, expected the P = 1"),
+            ([0, 1], "level: got levels of [1, 0] points, expected of levels = [0, 1]"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                ops.select_candidates_padded(torch.zeros(2, 1, 3), torch.tensor([0]), sizes, min_score=0, topk=4)

@@ -57,7 +57,7 @@ def detect(model: Localizer, features: Tensor, mask: Tensor, config: InferenceCo
         raise ValueError("inference.mode = 'pair': expected 'refine' or 'anchor' for inference of fixed capacity")
     steps, classes = features.shape[1], points.scores.shape[2]
     candidates = ops.select_candidates_padded(
-        points.scores, points.grid.level, len(model.config.strides), min_score=config.pre_nms_thresh,
+        points.scores, points.grid.level, points.grid.sizes or len(model.config.strides), min_score=config.pre_nms_thresh,
         topk=limit_for(config.pre_nms_topk, steps),
     )  # fmt: skip
     pairs = candidates.point.unsqueeze(-1).expand(-1, -1, 2)

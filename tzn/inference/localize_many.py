@@ -124,8 +124,9 @@ def _trace(
 
 def _points_of(points: Points, row: int, steps: int) -> Points:
     """Those of one recording, as if it had been alone: its own steps, and its own points with a pad after each level."""
+    grid = points.grid
     own, (places, padded) = slice(row, row + 1), (points.mask.shape[1], points.depth.shape[1])
-    chosen = (points.grid.position - points.grid.stride < steps).nonzero().squeeze(1)
+    chosen = (grid.position - grid.stride < steps).nonzero().squeeze(1)
 
     def offsets(rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         wanted = chosen if rows is None else chosen[rows]
@@ -138,6 +139,7 @@ def _points_of(points: Points, row: int, steps: int) -> Points:
         return distance[own, :, :steps], scale[own, :, :steps]
 
     return Points(
-        PointGrid(*(x[chosen] for x in points.grid)), points.mask[own, chosen], points.scores[own, chosen],
+        PointGrid(grid.position[chosen], grid.stride[chosen], grid.level[chosen], grid.ranges[chosen]),
+        points.mask[own, chosen], points.scores[own, chosen],
         points.depth[own, :steps], offsets, None if points.fields is None else fields,
     )  # fmt: skip

@@ -30,6 +30,11 @@ from tzn.kernels import _launch as launch
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
+WAIT = "ACQBULK"  # griddepcontrol.wait
+# Of memory outside the multiprocessor, but for constants.
+TOUCHING = {"LD", "LDG", "LDGSTS", "ST", "STG", "ATOM", "ATOMG", "RED", "REDG", "UTMALDG", "UTMASTG", "UBLKCP"}
+
+
 class Resources(NamedTuple):
     """One compiled variant."""
 
@@ -45,6 +50,7 @@ class Resources(NamedTuple):
     matrix_count: int
     wide_loads: int  # 128-bit loads from global memory, asynchronous copies included
     loads: int  # all of them
+    early: int  # of a programmatic launch: accesses of memory that stand before the wait for the kernel before
 
 
 class _Stub:
@@ -169,9 +175,12 @@ def resources(architecture: str, name: str, variant: str, kernel: Any) -> Resour
     families = [operation.split(".")[0] for operation in operations]
     kinds = [f for f in families if f.endswith("MMA") and f not in ("FMMA",)]
     matrix = max(set(kinds), key=kinds.count) if kinds else "-"
+    touching = [n for n, family in enumerate(families) if family in TOUCHING]
+    wait = operations.index(WAIT) if WAIT in operations else len(operations)
     loads = [o for o in operations if o.startswith(("LDG", "LDGSTS", "UTMALDG"))]
     return Resources(
         architecture, name.removesuffix("_kernel"), variant, kernel.metadata.num_warps, facts["REG"],
         sum(f in ("LDL", "STL") for f in families), facts["STACK"], kernel.metadata.shared,
         matrix, len(kinds), sum(".128" in o or o.startswith("UTMALDG") for o in loads), len(loads),
+        sum(n < wait for n in touching) if kernel.metadata.launch_pdl else 0,
     )  # fmt: skip

@@ -1,9 +1,15 @@
 """What every launcher shares: the current device, tile configurations per architecture, accumulator types, float32
-precision, autotuning.
+precision, autotuning, programmatic launches.
 
 ``configs.json`` maps architecture -> kernel -> "<bits>/<width>" to a tile configuration, so that a first call compiles one
 variant and measures nothing; a kernel without entries of its own takes those of its family. ``TZN_AUTOTUNE=1`` times the
 candidates of ``candidates.json`` once per kernel and shape class instead.
+
+``TZN_PDL=1`` launches what inference launches programmatically, on devices that can (sm_90 and later): a kernel is started
+while the one before it still runs. Its programs call `after_previous` before anything else: they wait until that one has
+ended and what it wrote can be seen, and only then allow the next one to start. By induction nothing that a program reads
+or overwrites is in use by any earlier kernel of the stream, whatever memory the allocator gives out again; a kernel
+launched otherwise (PyTorch's, nvcc's, those of a backward pass) waits for the end of the one before it as ever.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -34,6 +41,8 @@ FITTING: dict[object, Config] = {}  # what a configuration that this device has 
 # Configurations with "maxnreg" were chosen where ahead-of-time compilation showed no spill: attention on sm_90 with 128
 # registers, so that two programs fit on a multiprocessor, spills nothing with triton 3.6 and 20 instructions with 3.9.
 LIMITS_REGISTERS = triton.__version__.startswith("3.6.")
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # programs run one after the other there
+PROGRAMMATIC_FROM = 9  # major compute capability: Hopper
 # Users of one tile loop: tuned each on its own, since their depths and neighbours differ, shipped with one set of entries.
 FAMILIES = {
     "qkv_projection": "linear", "up_projection": "linear", "output_projection": "linear", "down_projection": "linear",
@@ -66,6 +75,24 @@ def precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+@triton.jit
+def after_previous(PDL: tl.constexpr):
+    """First line of every kernel of an inference: what follows runs after the kernel before has ended."""
+    if PDL and not INTERPRETED:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+def programmatic(device: torch.device) -> dict[str, bool]:
+    """Whether a kernel that calls `after_previous` is launched so: its constant and Triton's option."""
+    wanted = os.environ.get("TZN_PDL") == "1" and torch.version.hip is None and _major(device) >= PROGRAMMATIC_FROM
+    return {"PDL": True, "launch_pdl": True} if wanted else {"PDL": False}
+
+
+def _major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else int(ASSUMED[2:]) // 10
 
 
 def device_guard(device: torch.device) -> AbstractContextManager[object]:
@@ -177,7 +204,10 @@ def smaller(config: Config) -> Config | None:
     """The next configuration that needs less shared memory: fewer stages, then half of the longest side."""
     if config.get("num_stages", 1) > 1:
         return {**config, "num_stages": config["num_stages"] - 1}
-    longest = max((name for name in config if name.startswith("BLOCK_")), key=lambda name: config[name])
+    sides = [name for name in config if name.startswith("BLOCK_")]
+    if not sides:  # one BLOCK, which has to hold a whole band
+        return None
+    longest = max(sides, key=lambda name: config[name])
     return {**config, longest: config[longest] // 2} if config[longest] > 16 else None
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import accumulator
+from tzn.kernels._launch import accumulator, after_previous, programmatic
 from tzn.kernels.active_tokens import TokenLists
 
 EPS = tl.constexpr(1e-5)
@@ -33,8 +33,9 @@ class Statistics(NamedTuple):
 def normalise_kernel(
     x_ptr, flags_ptr, count_ptr, gamma_ptr, beta_ptr, normed_ptr, mean_ptr, rstd_ptr, out_ptr, tokens, stride,
     D: tl.constexpr, PACKED: tl.constexpr, HAS_FLAGS: tl.constexpr, BIT: tl.constexpr, KEEP: tl.constexpr,
-    COPY: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    COPY: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     first = tl.program_id(0) * ROWS
     count = tokens
     if PACKED:
@@ -95,6 +96,7 @@ def normalise(
             *(found if keep else (normed, normed)), normed if idle is None else idle, number, x.stride(0), D=width,
             PACKED=count is not None, HAS_FLAGS=flags is not None, BIT=bit, KEEP=keep,
             COPY=idle is not None and flags is not None, ACC=acc.triton, BLOCK_D=triton.next_power_of_2(width), ROWS=ROWS,
+            **programmatic(x.device),
         )  # fmt: skip
     return normed, found
 
@@ -183,7 +185,7 @@ def layer_norm_backward(
     dn: Tensor, x: Tensor, statistics: Statistics, gamma: Tensor, grad: Tensor, dy: Tensor | None, lists: TokenLists,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradient through a norm plus what arrives beside it, into ``out``; returns (dgamma, dbeta) ``[D]``.
+    """Gradient through a norm plus what arrives beside it, into ``out``; returns parts of (dgamma, dbeta) ``[P, D]``.
 
     ``dy`` None: the second norm, ``x`` is y and rows are packed. Else the first one, with ``dy`` the packed gradient of y.
     ``grad`` ``[N, D]`` is the gradient of the block's output. ``dn`` and ``dy`` are contiguous.
@@ -198,7 +200,7 @@ def layer_norm_backward(
         lists.active, lists.halo, lists.near, lists.counts, grad.stride(0), x.stride(0),
         HALO=dy is not None, D=width, ACC=acc.triton, BLOCK_D=triton.next_power_of_2(width), ROWS=rows, num_warps=8,
     )  # fmt: skip
-    return shares[0].sum(0), shares[1].sum(0)
+    return shares[0], shares[1]
 
 
 @triton.jit

@@ -17,7 +17,8 @@ Gradients of the gathered matrix products, with their neighbours fused; determin
                                    out-projection:  da = g t,          share of dgate: t . a
     linear_gradient:  dn = du W
     qkv_gradient:     dn[j] = dkv[j] Wkv + (dq of the same token, if it is active) Wq
-    weight_gradient:  dW = dY^T X, db = sum dY, rows split in SPLITS parts whose sum is taken in a fixed order
+    weight_gradient:  dW = dY^T X, db = sum dY, rows split in parts
+    sum_parts:        the parts of all gradients of a block, of norms and of the position bias too, summed in one launch
 
 Inputs of the forward pass are rebuilt on the way to the tensor cores (LayerNorm from its statistics, GELU from what it was
 applied to), so nothing is stored for the backward pass but x, q, k, v, attention, y and u. Row counts are read on the
@@ -33,7 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import accumulator, launch, precision
+from tzn.kernels._launch import accumulator, after_previous, launch, precision, programmatic
 from tzn.kernels._layer_norm import Statistics
 from tzn.kernels.active_tokens import TokenLists
 
@@ -45,6 +46,7 @@ NORM = tl.constexpr(2)
 INPUTS = {"plain": 0, "gelu": 1, "norm": 2}
 SPLIT_ROWS = 1024  # capacity per split of a weight gradient; at most MAX_SPLITS of them
 MAX_SPLITS = 8
+SUMMED, ROWS_SUMMED, COLUMNS_SUMMED = 2048, 64, 32  # of a program that sums parts: columns of few parts, a tile of many
 
 
 class Linear(NamedTuple):
@@ -121,9 +123,10 @@ def store_tile(out_ptr, rows, column, values, live, N: tl.constexpr):
 def qkv_kernel(
     x_ptr, wq_ptr, bq_ptr, wkv_ptr, bkv_ptr, q_ptr, kv_ptr, active_ptr, halo_ptr, counts_ptr, mask_ptr, tokens,
     D: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Column tiles of the queries first, then those of keys and values: one loop for both, whose buffers stand once."""
+    after_previous(PDL)
     tile = tl.program_id(0)
     query_tiles: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     width = D
@@ -168,7 +171,9 @@ def up_kernel(
     x_ptr, w_ptr, bias_ptr, hidden_ptr, before_ptr, counts_ptr, mask_ptr, tokens,
     D: tl.constexpr, M: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, KEEP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row, _, live, number = rows_of_tile(
         counts_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
     )
@@ -189,8 +194,9 @@ def gated_residual_kernel(
     a_ptr, w_ptr, bias_ptr, gate_ptr, residual_ptr, out_ptr, active_ptr, counts_ptr, mask_ptr, tokens, stride_residual,
     K: tl.constexpr, D: tl.constexpr, SCATTER: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_GATE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row, token, live, number = rows_of_tile(
         active_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
     )
@@ -239,7 +245,7 @@ def qkv(
         tiles = triton.cdiv(width, config["BLOCK_N"]) + triton.cdiv(2 * width, config["BLOCK_N"])
         qkv_kernel[(tiles, triton.cdiv(number, config["BLOCK_M"]))](
             x, *query, *key_value, q, kv, *pointers, number, D=width, **kind, ACC=acc.triton, PRECISION=precision(dtype),
-            **config,
+            **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("qkv_projection", dtype, number, run, x.device)
@@ -261,7 +267,7 @@ def up_projection(
         grid = (triton.cdiv(hidden_width, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
         up_kernel[grid](
             x, *up, hidden, before, counts, mask_or_any, number, D=width, M=hidden_width, **kind, KEEP=keep,
-            ACC=acc.triton, PRECISION=precision(dtype), **config,
+            ACC=acc.triton, PRECISION=precision(dtype), **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("up_projection", dtype, number, run, x.device)
@@ -286,7 +292,7 @@ def gated_residual(
         gated_residual_kernel[grid](
             a, *linear, a if gate is None else gate, residual, out, active, counts, mask_or_any, number,
             residual.stride(0), K=depth, D=width, SCATTER=scatter, **kind, HAS_GATE=gate is not None,
-            ACC=acc.triton, PRECISION=precision(dtype), **config,
+            ACC=acc.triton, PRECISION=precision(dtype), **programmatic(a.device), **config,
         )  # fmt: skip
 
     launch("down_projection" if scatter else "output_projection", dtype, number, run, a.device)
@@ -505,7 +511,7 @@ def weight_gradient(
     gather_x: bool = False, gate: Tensor | None = None, through: str = "plain", statistics: Statistics | None = None,
     norm: tuple[Tensor, Tensor] | None = None,
 ) -> Linear:  # fmt: skip
-    """``dW`` ``[O, I]`` and ``db`` ``[O]``, in the accumulator's dtype, over active tokens (``halo``: halo tokens).
+    """Parts of ``dW`` ``[S, O, I]`` and ``db`` ``[S, O]``, in the accumulator's dtype, over active or (``halo``) halo tokens.
 
     Args:
         grad: ``[N, O]``, packed or by token (``gather_grad``), times ``gate`` by token if given.
@@ -530,4 +536,50 @@ def weight_gradient(
         )  # fmt: skip
 
     launch("weight_gradient", dtype, number, run, x.device)
-    return Linear(dw.sum(0), db.sum(0))
+    return Linear(dw, db)
+
+
+@triton.jit(do_not_specialize=["numbers"])
+def sum_parts_kernel(
+    parts, outs, numbers, SIZES: tl.constexpr, FEW: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Programs are handed out table by table. FEW parts are streamed, BLOCK columns wide; many are read ROWS at a time."""
+    program = tl.program_id(0)
+    first = 0
+    for i in tl.static_range(len(SIZES)):
+        behind = first + tl.cdiv(SIZES[i], BLOCK if FEW[i] else COLUMNS)
+        if (program >= first) & (program < behind):
+            if FEW[i]:
+                column = (program - first) * BLOCK + tl.arange(0, BLOCK)
+                within = column < SIZES[i]
+                total = tl.zeros([BLOCK], ACC)
+                for part in range(0, numbers[i]):
+                    total += tl.load(parts[i] + part * SIZES[i] + column, mask=within, other=0.0)
+            else:
+                column = (program - first) * COLUMNS + tl.arange(0, COLUMNS)
+                within = column < SIZES[i]
+                totals = tl.zeros([ROWS, COLUMNS], ACC)
+                for start in range(0, numbers[i], ROWS):
+                    part = start + tl.arange(0, ROWS)
+                    place = parts[i] + part.to(tl.int64)[:, None] * SIZES[i] + column[None, :]
+                    totals += tl.load(place, mask=(part < numbers[i])[:, None] & within[None, :], other=0.0)
+                total = tl.sum(totals, 0)
+            tl.store(outs[i] + column, total.to(outs[i].dtype.element_ty), mask=within)
+        first = behind
+
+
+def sum_parts(parts: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+    """Sums over the first dimension, in a fixed order, in the shapes and dtypes of ``like``; one launch for all.
+
+    ``parts``: ``[P, ...]``, each with its own P >= 1, contiguous, in one dtype of accumulation.
+    """
+    outs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in like]
+    sizes = tuple(x.numel() for x in like)
+    few = tuple(x.shape[0] <= MAX_SPLITS for x in parts)
+    programs = sum(triton.cdiv(n, SUMMED if f else COLUMNS_SUMMED) for n, f in zip(sizes, few, strict=True))
+    sum_parts_kernel[(programs,)](
+        tuple(parts), tuple(outs), tuple(x.shape[0] for x in parts), SIZES=sizes, FEW=few,
+        ACC=accumulator(parts[0].dtype).triton, BLOCK=SUMMED, ROWS=ROWS_SUMMED, COLUMNS=COLUMNS_SUMMED,
+    )  # fmt: skip
+    return outs

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import on_its_device
+from tzn.kernels._launch import after_previous, on_its_device, programmatic
 
 BLOCK = 1024
 
@@ -49,8 +49,9 @@ def _is_active(gate_ptr, mask_ptr, token, inside, HAS_GATE: tl.constexpr, HAS_MA
 @triton.jit
 def mark_kernel(
     gate_ptr, mask_ptr, flags_ptr, blocks_ptr, tokens, steps, radius,
-    HAS_GATE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_GATE: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     tile = tl.program_id(0)
     token = tile * BLOCK + tl.arange(0, BLOCK)
     inside = token < tokens
@@ -73,8 +74,9 @@ def mark_kernel(
 @triton.jit
 def write_kernel(
     flags_ptr, blocks_ptr, active_ptr, halo_ptr, slot_ptr, near_ptr, counts_ptr, tokens, tiles,
-    BLOCK: tl.constexpr, TILES: tl.constexpr,
+    BLOCK: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     tile = tl.program_id(0)
     before_active = 0
     before_halo = 0
@@ -133,7 +135,9 @@ def compact(
     stand_in = flags  # a pointer that is never read
     mark_kernel[(tiles,)](
         stand_in if gate is None else gate, stand_in if mask is None else mask.view(torch.uint8), flags, blocks,
-        tokens, steps, radius, **flagged,
+        tokens, steps, radius, **flagged, **programmatic(device),
     )  # fmt: skip
-    write_kernel[(tiles,)](flags, blocks, active, halo, slot, near, counts, tokens, tiles, BLOCK=BLOCK, TILES=1024)
+    write_kernel[(tiles,)](
+        flags, blocks, active, halo, slot, near, counts, tokens, tiles, BLOCK=BLOCK, TILES=1024, **programmatic(device)
+    )
     return TokenLists(active, halo, slot, near, counts, flags)

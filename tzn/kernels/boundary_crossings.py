@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import on_its_device
+from tzn.kernels._launch import after_previous, on_its_device, programmatic
 from tzn.reference.boundary_crossings import ESTIMATORS
 
 BLOCK = 256
@@ -66,8 +66,9 @@ def weight_up_to(value, distance, scale, mask, time, position, found, steps, win
 @triton.jit
 def find_kernel(
     distance_ptr, scale_ptr, mask_ptr, flags_ptr, position_ptr, std_ptr, slope_ptr, tiles_ptr, steps, window, min_slope,
-    ESTIMATOR: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+    ESTIMATOR: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     field = tl.program_id(0)
     tile = tl.program_id(1)
     base = field.to(tl.int64) * steps
@@ -130,8 +131,9 @@ def find_kernel(
 @triton.jit
 def place_kernel(
     flags_ptr, position_ptr, std_ptr, slope_ptr, tiles_ptr, out_position_ptr, out_std_ptr, out_slope_ptr, count_ptr,
-    steps, capacity, reach, tiles, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    steps, capacity, reach, tiles, BLOCK: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     field = tl.program_id(0)
     tile = tl.program_id(1)
     base = field.to(tl.int64) * steps
@@ -188,10 +190,23 @@ def boundary_crossings(
     window = min(vote_window, steps)
     find_kernel[(fields, tiles)](
         distance, scale, valid, flags, *found, tile_counts, steps, window, min_slope,
-        ESTIMATOR=ESTIMATORS.index(estimator), HAS_MASK=mask is not None, BLOCK=BLOCK,
+        ESTIMATOR=ESTIMATORS.index(estimator), HAS_MASK=mask is not None, BLOCK=BLOCK, **programmatic(distance.device),
     )  # fmt: skip
     reach = 0 if estimator == "crossing" else 2 * window + 1
     place_kernel[(fields, tiles)](
-        flags, *found, tile_counts, position, std, slope, count, steps, capacity, reach, tiles, BLOCK=BLOCK, TILES=256
+        flags,
+        *found,
+        tile_counts,
+        position,
+        std,
+        slope,
+        count,
+        steps,
+        capacity,
+        reach,
+        tiles,
+        BLOCK=BLOCK,
+        TILES=256,
+        **programmatic(distance.device),
     )
     return CrossingTable(position, std, slope, count)

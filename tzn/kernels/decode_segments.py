@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import on_its_device
+from tzn.kernels._launch import after_previous, on_its_device, programmatic
 
 BLOCK = 128
 
@@ -50,8 +50,9 @@ def fuse(place, std, positions, errors, count, rounds, snap_sigmas, live):
 def decode_kernel(
     position_ptr, offset_ptr, offset_std_ptr, starts_ptr, starts_std_ptr, starts_count_ptr, ends_ptr, ends_std_ptr,
     ends_count_ptr, segments_ptr, std_ptr, candidates, start_capacity, end_capacity, rounds, snap_sigmas,
-    REFINE: tl.constexpr, BLOCK: tl.constexpr,
+    REFINE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     recording = tl.program_id(0)
     row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = row < candidates
@@ -108,6 +109,6 @@ def decode_segments(
     decode_kernel[(recordings, triton.cdiv(number, BLOCK))](
         position.to(offset.dtype).contiguous(), offset.contiguous(), offset_std.contiguous(), *tables, segments, std,
         number, start_capacity, end_capacity, max(start_capacity, end_capacity).bit_length() + 1, snap_sigmas,
-        REFINE=refine, BLOCK=BLOCK,
+        REFINE=refine, BLOCK=BLOCK, **programmatic(offset.device),
     )  # fmt: skip
     return segments, std

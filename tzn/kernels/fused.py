@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype
-from tzn.kernels._launch import accumulator, block_width, launch, on_its_device, precision
+from tzn.kernels._launch import accumulator, after_previous, block_width, launch, on_its_device, precision, programmatic
 from tzn.kernels._linear import weight_tile
 
 ROWS = 4
@@ -63,8 +63,9 @@ def conv_tile(
 def conv_norm_kernel(
     x_ptr, w_ptr, bias_ptr, gamma_ptr, beta_ptr, mask_ptr, out_ptr, rows, steps, eps,
     C: tl.constexpr, N: tl.constexpr, NORM: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = row < rows
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -119,7 +120,7 @@ def _conv(
         conv_norm_kernel[grid](
             x, weight, x if bias is None else bias, *((x, x, x) if norm is None else norm[:2] + (_bytes(norm[2]),)), out,
             rows, steps, eps, C=depth, N=width, NORM=norm is not None, HAS_BIAS=bias is not None, ACC=acc.triton,
-            PRECISION=precision(dtype), **config,
+            PRECISION=precision(dtype), **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("conv" if norm is None else "conv_norm", dtype, rows if norm is None else block_width(width), run, x.device)
@@ -154,8 +155,9 @@ def tanh(x):
 def head_kernel(
     x_ptr, w_ptr, bias_ptr, mask_ptr, out_ptr, second_ptr, rows, steps, radius, least,
     C: tl.constexpr, N: tl.constexpr, KIND: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = row < rows
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -193,7 +195,7 @@ def _head(
         config = {**config, "BLOCK_N": min(64, block_width(width))}
         head_kernel[(triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(rows, config["BLOCK_M"]))](
             x, weight, bias, x if mask is None else _bytes(mask), out, second, rows, steps, radius, least,
-            C=depth, N=width, KIND=kind, ACC=acc.triton, PRECISION=precision(dtype), **config,
+            C=depth, N=width, KIND=kind, ACC=acc.triton, PRECISION=precision(dtype), **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("head", dtype, 64, run, x.device)
@@ -221,8 +223,9 @@ def offsets_kernel(
     x_ptr, w_ptr, bias_ptr, spread_w_ptr, spread_bias_ptr, level_scale_ptr, level_ptr, stride_ptr, offset_ptr, std_ptr,
     rows, steps, least, factor,
     C: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = row < rows
     column = tl.arange(0, BLOCK_N)
@@ -258,7 +261,8 @@ def offsets(
         config = {**config, "BLOCK_N": 16}
         offsets_kernel[(triton.cdiv(batch * steps, config["BLOCK_M"]),)](
             x, weight.contiguous(), bias, spread_weight.contiguous(), spread_bias, level_scale, level, stride, offset, std,
-            batch * steps, steps, least, factor, C=depth, ACC=acc.triton, PRECISION=precision(dtype), **config,
+            batch * steps, steps, least, factor, C=depth, ACC=acc.triton, PRECISION=precision(dtype),
+            **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("offsets", dtype, 64, run, x.device)
@@ -269,9 +273,10 @@ def offsets(
 def norm_rows_kernel(
     x_ptr, gamma_ptr, beta_ptr, mask_ptr, out_ptr, out_mask_ptr, rows, steps, stride_mask, out_steps, first, eps,
     D: tl.constexpr, RELU: tl.constexpr, PAD: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rows of ``[B, steps, D]`` into ``[B, out_steps, D]`` from ``first`` on. PAD: a row of zeros follows, and the mask."""
+    after_previous(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     own = steps + PAD
@@ -322,6 +327,7 @@ def _norm_rows(
         x, gamma, beta, x if mask is None else mask.view(torch.uint8), out, x if out_mask is None else out_mask, rows, steps,
         0 if mask is None else mask.stride(0), out.shape[1], first, eps, D=width, RELU=relu, PAD=pad,
         HAS_MASK=mask is not None, ACC=acc.triton, BLOCK_D=triton.next_power_of_2(width), ROWS=ROWS,
+        **programmatic(x.device),
     )  # fmt: skip
 
 
@@ -353,8 +359,10 @@ def flatten_levels(
 
 @triton.jit
 def halve_kernel(
-    x_ptr, mask_ptr, out_ptr, out_mask_ptr, rows, steps, half, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
+    x_ptr, mask_ptr, out_ptr, out_mask_ptr, rows, steps, half, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     recording = (row // half).to(tl.int64)
@@ -392,7 +400,7 @@ def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if batch * half:
         halve_kernel[(triton.cdiv(batch * half, POOLED),)](
             x, _bytes(mask), out, out_mask, batch * half, steps, half, D=width, BLOCK_D=triton.next_power_of_2(width),
-            ROWS=POOLED,
+            ROWS=POOLED, **programmatic(x.device),
         )  # fmt: skip
     return out, out_mask.view(torch.bool)
 
@@ -401,8 +409,9 @@ def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def lateral_kernel(
     x_ptr, w_ptr, bias_ptr, context_ptr, mask_ptr, out_ptr, rows, steps, half, stride_x, stride_mask,
     K: tl.constexpr, N: tl.constexpr, ADDED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     live = row < rows
     recording = (row // steps).to(tl.int64)
@@ -455,7 +464,8 @@ def lateral(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, context: Tens
         grid = (triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(batch * steps, config["BLOCK_M"]))
         lateral_kernel[grid](
             x, weight.contiguous(), bias, other, mask.view(torch.uint8), out, batch * steps, steps, other.shape[1], x.stride(0),
-            mask.stride(0), K=depth, N=width, ADDED=added, ACC=acc.triton, PRECISION=precision(dtype), **config,
+            mask.stride(0), K=depth, N=width, ADDED=added, ACC=acc.triton, PRECISION=precision(dtype),
+            **programmatic(x.device), **config,
         )  # fmt: skip
 
     launch("lateral", dtype, batch * steps, run, x.device)
@@ -465,8 +475,9 @@ def lateral(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, context: Tens
 @triton.jit
 def standardise_kernel(
     x_ptr, mean_ptr, std_ptr, mask_ptr, out_ptr, rows, D: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -492,7 +503,7 @@ def standardise(x: Tensor, mean: Tensor, std: Tensor, mask: Tensor) -> Tensor:
         columns = min(1024, triton.next_power_of_2(width))
         standardise_kernel[(triton.cdiv(batch * steps, ROWS), triton.cdiv(width, columns))](
             x, mean, std, _bytes(mask), out, batch * steps, D=width, ACC=accumulator(dtype).triton, BLOCK_D=columns,
-            ROWS=ROWS,
+            ROWS=ROWS, **programmatic(x.device),
         )  # fmt: skip
     return out
 
@@ -506,9 +517,10 @@ def tau_of(logits, stretch):
 @triton.jit
 def dial_kernel(
     logits_ptr, mask_ptr, shift_ptr, recordings, steps, budget, saturation, stretch, rounds,
-    ACC: tl.constexpr, TILE: tl.constexpr,
+    ACC: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program a recording: its steps are read once a round, out of L1 or L2."""
+    after_previous(PDL)
     recording = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILE)
     largest = tl.zeros([TILE], ACC)
@@ -547,6 +559,7 @@ def dial(logits: Tensor, mask: Tensor, budget: float, saturation: float, stretch
         dial_kernel[(batch,)](
             logits, _bytes(mask), shift, batch, steps, budget, saturation, stretch, rounds,
             ACC=accumulator(logits.dtype).triton, TILE=min(8192, max(128, triton.next_power_of_2(steps))), num_warps=16,
+            **programmatic(logits.device),
         )  # fmt: skip
     return shift
 
@@ -554,8 +567,9 @@ def dial(logits: Tensor, mask: Tensor, budget: float, saturation: float, stretch
 @triton.jit
 def gates_kernel(
     raw_ptr, shift_ptr, logits_ptr, tau_ptr, gates_ptr, rows, steps, stretch,
-    LAYERS: tl.constexpr, HAS_SHIFT: tl.constexpr, TILE: tl.constexpr,
+    LAYERS: tl.constexpr, HAS_SHIFT: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row = tl.program_id(0) * TILE + tl.arange(0, TILE)
     live = row < rows
     logits = tl.load(raw_ptr + row, mask=live, other=0.0).to(logits_ptr.dtype.element_ty)
@@ -580,6 +594,6 @@ def gates(raw: Tensor, shift: Tensor | None, layers: int, stretch: float) -> tup
     if raw.numel():
         gates_kernel[(triton.cdiv(batch * steps, 256),)](
             raw, logits if shift is None else shift.contiguous(), logits, tau, table, batch * steps, steps, stretch,
-            LAYERS=layers, HAS_SHIFT=shift is not None, TILE=256,
+            LAYERS=layers, HAS_SHIFT=shift is not None, TILE=256, **programmatic(raw.device),
         )  # fmt: skip
     return logits, tau, table.permute(1, 2, 0)

@@ -43,7 +43,16 @@ import triton.language as tl
 from torch import Tensor
 
 from tzn.kernels import accumulate_dtype
-from tzn.kernels._launch import accumulator, architecture, block_width, launch, on_its_device, precision
+from tzn.kernels._launch import (
+    accumulator,
+    after_previous,
+    architecture,
+    block_width,
+    launch,
+    on_its_device,
+    precision,
+    programmatic,
+)
 from tzn.kernels.active_tokens import TokenLists, compact
 from tzn.reference.local_attention import over_residues, packed_times
 
@@ -181,7 +190,9 @@ def attention_forward_kernel(
     D: tl.constexpr, SCALE: tl.constexpr, PACKED: tl.constexpr, SUBSET: tl.constexpr,
     HAS_TIME: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     first = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)  # times a stride it may exceed 32 bits
     queries, keys = number_of_rows(counts_ptr, tokens, SUBSET)
@@ -293,7 +304,7 @@ def attention_forward(
             *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(out), steps, tokens, window // 2,
             D=width, SCALE=width**-0.5, PACKED=q.dim() == 3, SUBSET=lists is not None, HAS_TIME=time is not None,
             HAS_MASK=mask is not None, HAS_BIAS=bias is not None, SPLIT=splits(q),
-            ACC=acc.triton, PRECISION=precision(q.dtype), BLOCK_D=block_width(width), **config,
+            ACC=acc.triton, PRECISION=precision(q.dtype), BLOCK_D=block_width(width), **programmatic(q.device), **config,
         )  # fmt: skip
 
     launch("attention_forward", q.dtype, block_width(width), run, q.device)
@@ -564,15 +575,16 @@ def attention_backward(
     lists: TokenLists | None, steps: int, window: int, dq: Tensor, dk: Tensor, dv: Tensor,
     time: Tensor | None = None,
 ) -> Tensor | None:  # fmt: skip
-    """Fills the active rows of ``dq`` and the halo rows of ``dk`` and ``dv``; returns the bias gradient ``[H, w]``.
+    """Fills the active rows of ``dq`` and the halo rows of ``dk`` and ``dv``; returns parts of the bias gradient
+    ``[P, H, w]``.
 
-    Layouts as in :func:`attention_forward`; the bias gradient is in the accumulator's dtype.
+    Layouts as in :func:`attention_forward`; the parts are in the accumulator's dtype.
     """
     heads, width = heads_and_width(q)
     tokens = stats.shape[2]
     acc = accumulator(q.dtype)
     if tokens == 0:
-        return None if bias is None else torch.zeros(heads, window, dtype=acc.torch, device=q.device)
+        return None if bias is None else torch.zeros(1, heads, window, dtype=acc.torch, device=q.device)
     strides = [row_strides(x) for x in (q, k, v, out, grad, dq, dk, dv)]
     of_queries = (stats,) * 5 if lists is None else (lists.active, lists.halo, lists.slot, lists.flags, lists.counts)
     of_keys = (stats,) * 4 if lists is None else (lists.active, lists.halo, lists.near, lists.counts)
@@ -618,11 +630,11 @@ def attention_backward(
 
     if fits_in_tile(q, window):
         launch("attention_backward", q.dtype, block_width(width), in_one, q.device)
-        return None if bias is None else shares[0].sum(0)
+        return None if bias is None else shares[0]
     delta = torch.empty_like(stats[0])
     launch("attention_backward_queries", q.dtype, block_width(width), by_queries, q.device)
     launch("attention_backward_keys", q.dtype, block_width(width), by_keys, q.device)
-    return None if bias is None else shares[0].sum(0)
+    return None if bias is None else shares[0]
 
 
 def _lists(rows: Tensor, mask: Tensor | None, query_mask: Tensor | None, window: int) -> TokenLists | None:
@@ -683,7 +695,7 @@ def backward(
         )
 
     shares = over_residues(dilation, of_class, rows, [mask, query_mask])
-    return None if bias is None else sum(shares[1:], shares[0])
+    return None if bias is None else (shares[0] if len(shares) == 1 else torch.cat(shares)).sum(0)
 
 
 def empty_saved(q: Tensor, dilation: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import on_its_device
+from tzn.kernels._launch import after_previous, on_its_device, programmatic
 from tzn.kernels.select_candidates import ENTRY_BITS, ordered_bits
 
 PICKED, COMPARED = 128, 16
@@ -29,8 +29,9 @@ def packed_picks(score_ptr, place, places):
 @triton.jit
 def best_picks_kernel(
     index_ptr, score_ptr, segments_ptr, out_index_ptr, out_score_ptr, out_segments_ptr, count_ptr, number, places, capacity,
-    PICKED: tl.constexpr, COMPARED: tl.constexpr,
+    PICKED: tl.constexpr, COMPARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     recording = tl.program_id(1).to(tl.int64)
     scores = score_ptr + recording * places
     place = tl.program_id(0) * PICKED + tl.arange(0, PICKED)
@@ -74,6 +75,6 @@ def best_picks(index: Tensor, score: Tensor, segments: Tensor, capacity: int) ->
     if recordings:
         best_picks_kernel[(triton.cdiv(max(places, capacity), PICKED), recordings)](
             index.contiguous(), score.contiguous(), segments.contiguous(), out, best, kept, count, segments.shape[1], places,
-            capacity, PICKED=PICKED, COMPARED=COMPARED,
+            capacity, PICKED=PICKED, COMPARED=COMPARED, **programmatic(device),
         )  # fmt: skip
     return out, best, kept, count

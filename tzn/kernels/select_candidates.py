@@ -7,7 +7,8 @@ A score's bits, made to compare as the scores do, are 32-bit keys; the topk-th h
                       not depend on who comes first). Digits are found again by every program from finished histograms
     take        x 1   what is above the threshold, and the first of the input among those at it: the last histogram also
                       exists per chunk, which says how many come before. Packed (key, entry), in any order
-    rank        x 1   packed values are all different: a value's place is how many are larger, which any program can count
+    rank        x 1   packed values are all different: a value's place is how many are larger, which any program can count,
+                      behind the places of the levels before: a level has no more than it has entries
 
 Five launches and a cleared workspace instead of one program per level: 4 bytes per entry and pass, out of L2.
 """
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import on_its_device
+from tzn.kernels._launch import after_previous, on_its_device, programmatic
 
 CHUNK = 4096
 HIGH, LAST = tl.constexpr(2048), tl.constexpr(1024)  # values of the first two digits, and of the third
@@ -30,11 +31,11 @@ ENTRY_BITS = tl.constexpr(31)
 
 
 class CandidateTable(NamedTuple):
-    """Candidates of R recordings and L levels by falling score; past ``count``: point 0, label -1, score -inf."""
+    """Candidates of R recordings, level by level by falling score; places of none: point 0, label -1, score -inf."""
 
-    point: Tensor  # [R, L, K] int64
-    label: Tensor  # [R, L, K] int64
-    score: Tensor  # [R, L, K] float32
+    point: Tensor  # [R, N] int64
+    label: Tensor  # [R, N] int64
+    score: Tensor  # [R, N] float32
     count: Tensor  # type: ignore[assignment]  # [R, L] int32
 
 
@@ -91,9 +92,10 @@ def chunk_of_level(bounds_ptr, classes, CHUNK: tl.constexpr):
 @triton.jit
 def histogram_kernel(
     scores_ptr, order_ptr, bounds_ptr, first_ptr, second_ptr, third_ptr, parts_ptr, points, classes, topk, min_score,
-    DIGIT: tl.constexpr, CHUNK: tl.constexpr,
+    DIGIT: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Digit 0, 1 or 2 of one chunk of one level of one recording."""
+    after_previous(PDL)
     row, low, entries, start = chunk_of_level(bounds_ptr, classes, CHUNK)
     if start < entries:
         scores = scores_ptr + tl.program_id(2).to(tl.int64) * points * classes
@@ -118,8 +120,9 @@ def histogram_kernel(
 @triton.jit
 def take_kernel(
     scores_ptr, order_ptr, bounds_ptr, first_ptr, second_ptr, third_ptr, parts_ptr, packed_ptr, written_ptr,
-    points, classes, topk, min_score, CHUNK: tl.constexpr, PARTS: tl.constexpr,
+    points, classes, topk, min_score, CHUNK: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     row, low, entries, start = chunk_of_level(bounds_ptr, classes, CHUNK)
     if start < entries:
         wanted = number_wanted(first_ptr + row * HIGH, topk)
@@ -150,18 +153,43 @@ def take_kernel(
 @triton.jit
 def rank_kernel(
     scores_ptr, order_ptr, bounds_ptr, packed_ptr, written_ptr, point_ptr, label_ptr, score_ptr, count_ptr,
-    points, classes, topk, RANKED: tl.constexpr, COMPARED: tl.constexpr,
+    points, classes, topk, capacity, LEVELS: tl.constexpr, RANKED: tl.constexpr, COMPARED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    after_previous(PDL)
     level = tl.program_id(1)
     recording = tl.program_id(2)
     row = (recording * tl.num_programs(1) + level).to(tl.int64)
-    number = tl.load(written_ptr + row)
+    other_level = tl.arange(0, LEVELS)
+    there = other_level < tl.num_programs(1)
+    end = tl.load(bounds_ptr + other_level + 1, mask=there, other=0)
+    sizes = (end - tl.load(bounds_ptr + other_level, mask=there, other=0)) * classes
+    of_levels = tl.minimum(sizes, topk).to(tl.int32)
+    first = tl.sum(tl.where(other_level < level, of_levels, 0), 0)
+    used = tl.sum(of_levels, 0)
+    places = tl.minimum(tl.sum(tl.where(other_level == level, of_levels, 0), 0), tl.maximum(capacity - first, 0))
+    number = tl.minimum(tl.load(written_ptr + row), places)  # fewer places: the host was told other sizes
     packed = packed_ptr + row * topk
     own = tl.program_id(0) * RANKED + tl.arange(0, RANKED)
-    live = own < number
-    mine = tl.load(packed + own, mask=live, other=0)
-    out = row * topk
+    recorded = recording.to(tl.int64) * capacity
+    out = recorded + first
+    # Places that are left over: of this level, and behind all levels a share for each.
+    behind = used + level * topk + own
+    for side in tl.static_range(2):
+        if side == 0:
+            place = out + own
+            past = (own >= number) & (own < places)
+        else:
+            place = recorded + behind
+            past = (own < topk) & (behind < capacity)
+        tl.store(point_ptr + place, tl.zeros([RANKED], tl.int64), mask=past)
+        tl.store(label_ptr + place, tl.full([RANKED], -1, tl.int64), mask=past)
+        tl.store(score_ptr + place, float("-inf"), mask=past)
+    if tl.program_id(0) == 0:
+        tl.store(count_ptr + row, number)
     if tl.program_id(0) * RANKED < number:
+        live = own < number
+        mine = tl.load(packed + own, mask=live, other=0)
         rank = tl.zeros([RANKED], tl.int32)
         for begin in range(0, number, COMPARED):
             other = begin + tl.arange(0, COMPARED)
@@ -176,12 +204,6 @@ def rank_kernel(
         tl.store(point_ptr + out + rank, point, mask=live)
         tl.store(label_ptr + out + rank, label, mask=live)
         tl.store(score_ptr + out + rank, score, mask=live)
-    past = (own >= number) & (own < topk)
-    tl.store(point_ptr + out + own, tl.zeros([RANKED], tl.int64), mask=past)
-    tl.store(label_ptr + out + own, tl.full([RANKED], -1, tl.int64), mask=past)
-    tl.store(score_ptr + out + own, float("-inf"), mask=past)
-    if tl.program_id(0) == 0:
-        tl.store(count_ptr + row, number)
 
 
 def level_order(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
@@ -192,18 +214,20 @@ def level_order(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
 
 
 @on_its_device
-def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_score: float, topk: int) -> CandidateTable:
+def select_candidates(
+    scores: Tensor, order: Tensor, bounds: Tensor, *, min_score: float, topk: int, capacity: int
+) -> CandidateTable:
     """The best ``topk`` entries above ``min_score`` of each level of ``scores`` ``[R, P, C]`` float32.
 
-    ``order`` and ``bounds`` from :func:`level_order`.
+    ``order`` and ``bounds`` from :func:`level_order`; ``capacity``: N, the sum of min(``topk``, P_l * C) or more.
     """
     recordings, points, classes = scores.shape
     levels, device = bounds.shape[0] - 1, scores.device
-    shape = recordings, levels, topk
+    shape = recordings, capacity
     point, label = (torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2))
     score = torch.empty(shape, dtype=torch.float32, device=device)
     count = torch.empty(recordings, levels, dtype=torch.int32, device=device)
-    if scores.numel() == 0 or score.numel() == 0:
+    if scores.numel() == 0 or capacity == 0:
         return CandidateTable(point.fill_(0), label.fill_(-1), score.fill_(float("-inf")), count.zero_())
     scores, rows = scores.contiguous(), recordings * levels
     chunks = triton.cdiv(points * classes, CHUNK)
@@ -228,13 +252,15 @@ def select_candidates(scores: Tensor, order: Tensor, bounds: Tensor, *, min_scor
             DIGIT=digit,
             CHUNK=CHUNK,
             num_warps=8,
+            **programmatic(device),
         )
     take_kernel[grid](
         scores, order, bounds, *tables, parts, packed, written, points, classes, topk, min_score, CHUNK=CHUNK, PARTS=128,
-        num_warps=8,
+        num_warps=8, **programmatic(device),
     )  # fmt: skip
     rank_kernel[(triton.cdiv(topk, RANKED), levels, recordings)](
-        scores, order, bounds, packed, written, point, label, score, count, points, classes, topk, RANKED=RANKED,
-        COMPARED=COMPARED,
+        scores, order, bounds, packed, written, point, label, score, count, points, classes, topk, capacity,
+        LEVELS=triton.next_power_of_2(levels), RANKED=RANKED,
+        COMPARED=COMPARED, **programmatic(device),
     )  # fmt: skip
     return CandidateTable(point, label, score, count)

@@ -1,4 +1,4 @@
-"""The variable-depth block as a sequence of launches: forward 9, backward 18 (19 where attention takes two passes); none
+"""The variable-depth block as a sequence of launches: forward 9, backward 16 (17 where attention takes two passes); none
 waits for the host.
 
 Forward: mark, write (compaction), [norm of x, copy of the rows that are not active], QKV, attention,
@@ -24,6 +24,7 @@ from tzn.kernels._linear import (
     linear_gradient,
     qkv,
     qkv_gradient,
+    sum_parts,
     up_projection,
     weight_gradient,
 )
@@ -165,13 +166,14 @@ def backward(grad: Tensor, x: Tensor, gate: Tensor | None, given: list[Tensor], 
     dgamma1, dbeta1 = layer_norm_backward(dn, rows, first, weights.gamma1, grad, dy, lists, dx)
     copy_idle_rows(grad, lists.flags, 2, dx)
 
+    of_weights = [dgamma1, dbeta1, *dquery, *dkey_value, dbias, *doutput, dgamma2, dbeta2, *dup, *ddown]
+    summed = sum_parts(of_weights, given)
     dgates = []
     if flat_gate is not None:
         dgate = torch.zeros_like(flat_gate)
         gate_gradient(grad, dy, weights.down.bias, weights.output.bias, down_shares, output_shares, lists, dgate)
         dgates = [dgate.view(batch, steps)]
-    of_weights = [dgamma1, dbeta1, *dquery, *dkey_value, dbias, *doutput, dgamma2, dbeta2, *dup, *ddown]
-    return [dx.view(batch, steps, width), *dgates, *of_weights]
+    return [dx.view(batch, steps, width), *dgates, *summed]
 
 
 def empty_saved(x: Tensor, given: list[Tensor]) -> list[Tensor]:

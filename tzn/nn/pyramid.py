@@ -23,6 +23,7 @@ class PointGrid(NamedTuple):
     stride: Tensor  # [P] float32
     level: Tensor  # [P] int64
     ranges: Tensor  # [P, 2] float32, regression range in grid steps
+    sizes: tuple[int, ...] = ()  # points of every level, its pad included; empty: only the device knows
 
 
 class Offsets(Protocol):
@@ -164,7 +165,8 @@ def _point_grid(
         level.append(torch.full((count + 1,), i, device=device))
         # Filled on the device: a table copied from the host could not be captured in a CUDA graph.
         bounds.append(torch.stack([torch.full((count + 1,), float(bound), device=device) for bound in limits], dim=1))
-    return PointGrid(torch.cat(position), torch.cat(stride), torch.cat(level), torch.cat(bounds))
+    sizes = tuple(count + 1 for count in lengths)
+    return PointGrid(torch.cat(position), torch.cat(stride), torch.cat(level), torch.cat(bounds), sizes)
 
 
 class TopDown(nn.Module):

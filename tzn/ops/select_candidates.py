@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,25 +55,41 @@ class PaddedCandidates(NamedTuple):
 
 
 def select_candidates_padded(
-    scores: Tensor, level: Tensor, levels: int, *, min_score: float, topk: int
+    scores: Tensor, level: Tensor, levels: int | Sequence[int], *, min_score: float, topk: int
 ) -> PaddedCandidates:
     """:func:`select_candidates` of B recordings with a capacity instead of a size: nothing waits for the device.
 
     Args:
-        scores: ``[B, P, C]`` class probabilities; level: ``[P]`` int64 in [0, ``levels``).
+        scores: ``[B, P, C]`` class probabilities; level: ``[P]`` int64 in [0, number of levels).
+        levels: how many points each level has (P_l, adding up to P), or, where the host does not know, how many levels.
         min_score, topk: as in :func:`select_candidates`.
 
     Returns:
-        :class:`PaddedCandidates` with N = ``levels`` * min(``topk``, P * C).
+        :class:`PaddedCandidates`. Level l has min(``topk``, P_l * C) places behind those of the levels before; N is the sum
+        of that, or, of a mere number of levels, ``levels`` * min(``topk``, P * C), of which the last are nobody's.
 
     Raises:
-        ValueError: as :func:`select_candidates`; ``levels`` < 1.
+        ValueError: as :func:`select_candidates`; ``levels`` < 1, or sizes that are negative, none, or not those of ``level``.
     """
     _check(scores, level, min_score, topk, "B, P, C")
-    check_count("levels", levels, 1)
-    if checks_values(level) and level.numel() and not (int(level.min()) >= 0 and int(level.max()) < levels):
-        fail("level", f"{int(level.min())} to {int(level.max())}", f"0 to levels - 1 = {levels - 1}")
-    return PaddedCandidates(*_PADDED(scores, level, levels, min_score, topk))
+    entries, classes = scores.shape[1] * scores.shape[2], scores.shape[2]
+    if isinstance(levels, Sequence):
+        sizes, number = list(levels), len(levels)
+        check_count("len(levels)", number, 1)
+        for size in sizes:
+            check_count("levels", size, 0)
+        if sum(sizes) != scores.shape[1]:
+            fail("levels", f"{sum(sizes)} points", f"the P = {scores.shape[1]} of scores")
+        capacity = sum(min(topk, size * classes) for size in sizes)
+    else:
+        check_count("levels", levels, 1)
+        sizes, number, capacity = None, levels, levels * min(topk, entries)
+    if checks_values(level) and level.numel():
+        if not (int(level.min()) >= 0 and int(level.max()) < number):
+            fail("level", f"{int(level.min())} to {int(level.max())}", f"0 to levels - 1 = {number - 1}")
+        if sizes is not None and (found := level.bincount(minlength=number).tolist()) != sizes:
+            fail("level", f"levels of {found} points", f"of levels = {sizes}")
+    return PaddedCandidates(*_PADDED(scores, level, number, capacity, min_score, topk))
 
 
 def _run(scores: Tensor, level: Tensor, min_score: float, topk: int) -> tuple[Tensor, ...]:
@@ -80,7 +97,8 @@ def _run(scores: Tensor, level: Tensor, min_score: float, topk: int) -> tuple[Te
     if backend == "cpp" and serves(scores):
         return torch.ops.tzn_native.select_candidates(scores, level, min_score, topk)  # type: ignore[no-any-return]
     if backend == "triton" and scores.dtype == torch.float32 and scores.numel():
-        table = _run_padded(scores.unsqueeze(0), level, int(level.max()) + 1, min_score, topk)
+        levels = int(level.max()) + 1
+        table = _run_padded(scores.unsqueeze(0), level, levels, levels * min(topk, scores.numel()), min_score, topk)
         there = table[2][0] != -torch.inf
         return tuple(x[0][there] for x in table)
     return _definition(scores, level, min_score, topk)
@@ -95,24 +113,24 @@ def _fake(scores, level, min_score, topk):  # type: ignore[no-untyped-def]
     return *(scores.new_empty(size, dtype=torch.long) for _ in range(2)), scores.new_empty(size)
 
 
-def _capacity(scores: Tensor, topk: int) -> int:
-    return min(topk, scores.shape[1] * scores.shape[2])
-
-
-def _run_padded(scores: Tensor, level: Tensor, levels: int, min_score: float, topk: int) -> tuple[Tensor, ...]:
-    topk = _capacity(scores, topk)
+def _run_padded(
+    scores: Tensor, level: Tensor, levels: int, capacity: int, min_score: float, topk: int
+) -> tuple[Tensor, ...]:
+    topk = min(topk, scores.shape[1] * scores.shape[2])
     if choose_backend(scores.device) == "triton" and scores.dtype == torch.float32:
         triton = kernels("triton", "select_candidates")
-        table = triton.select_candidates(scores, *_order(level, levels), min_score=min_score, topk=topk)
-        return table.point.flatten(1), table.label.flatten(1), table.score.flatten(1)
-    tables = _fake_padded(scores, level, levels, min_score, topk)
+        order = _order(level, levels)
+        return triton.select_candidates(scores, *order, min_score=min_score, topk=topk, capacity=capacity)[:3]  # type: ignore[no-any-return]
+    tables = _fake_padded(scores, level, levels, capacity, min_score, topk)
     for table, empty in zip(tables, (0, -1, -torch.inf), strict=True):
         table.fill_(empty)
+    places = (level.bincount(minlength=levels) * scores.shape[2]).clamp(max=topk)
+    first = places.cumsum(0) - places
     for row in range(scores.shape[0]):
         found = _run(scores[row], level, min_score, topk)
         of_level = level[found[0]]
         rank = torch.arange(len(of_level), device=level.device) - torch.searchsorted(of_level, of_level)
-        place = of_level * topk + rank
+        place = first[of_level] + rank
         for table, values in zip(tables, found, strict=True):
             table[row, place] = values
     return tables
@@ -135,14 +153,16 @@ def _order(level: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     return known[2:]  # type: ignore[no-any-return]
 
 
-def _definition_padded(scores: Tensor, level: Tensor, levels: int, min_score: float, topk: int) -> tuple[Tensor, ...]:
-    point, label, score = _run_padded(scores.detach(), level, levels, min_score, topk)
+def _definition_padded(
+    scores: Tensor, level: Tensor, levels: int, capacity: int, min_score: float, topk: int
+) -> tuple[Tensor, ...]:
+    point, label, score = _run_padded(scores.detach(), level, levels, capacity, min_score, topk)
     row = torch.arange(scores.shape[0], device=scores.device)[:, None]
     return point, label, torch.where(label >= 0, scores[row, point, label.clamp(min=0)], score)
 
 
-def _fake_padded(scores, level, levels, min_score, topk):  # type: ignore[no-untyped-def]
-    shape = scores.shape[0], levels * _capacity(scores, topk)
+def _fake_padded(scores, level, levels, capacity, min_score, topk):  # type: ignore[no-untyped-def]
+    shape = scores.shape[0], capacity
     return *(scores.new_empty(shape, dtype=torch.long) for _ in range(2)), scores.new_empty(shape)
 
 
@@ -151,7 +171,7 @@ _OP = define(
     _run, _fake, _definition,
 )  # fmt: skip
 _PADDED = define(
-    "select_candidates_padded(Tensor scores, Tensor level, int levels, float min_score, int topk) -> "
+    "select_candidates_padded(Tensor scores, Tensor level, int levels, SymInt capacity, float min_score, int topk) -> "
     "(Tensor, Tensor, Tensor)",
     _run_padded, _fake_padded, _definition_padded,
 )  # fmt: skip
