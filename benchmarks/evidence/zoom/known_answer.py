@@ -97,14 +97,14 @@ def stream() -> BoundaryStream:
     )  # fmt: skip
 
 
-def train(seed: int, target: float | None, steps: int = TRAINED) -> nn.Module:
+def train(seed: int, target: float | None) -> nn.Module:
     """A stream under its own gate (``target`` None), or one with a learned depth predictor and that budget."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model: nn.Module = stream() if target is None else Learned()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for step in range(steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=TRAINED)
+    for step in range(TRAINED):
         made = make(BATCH, generator)
         mask = torch.ones(BATCH, STEPS, dtype=torch.bool)
         extra = torch.zeros(())
@@ -112,7 +112,7 @@ def train(seed: int, target: float | None, steps: int = TRAINED) -> nn.Module:
             zoomed = model(made.signal, torch.zeros(1), mask, shift=training_shift(BATCH, mask.device))
         else:
             zoomed, _ = model(made.signal)
-            falling = 1 - (1 - target) * min(2 * step / steps, 1.0)
+            falling = 1 - (1 - target) * min(2 * step / TRAINED, 1.0)
             extra = 10 * depth_budget_loss(zoomed.gates, mask, falling)
         both = mask.unsqueeze(1).expand_as(made.target)
         sums = [
