@@ -155,13 +155,15 @@ def test_a_corpus_on_local_ray_goes_on_where_it_was(place, tmp_path, capsys):
 
 
 def test_rows_are_written_while_actors_hold_every_cpu(place, tmp_path, monkeypatch):
-    """A driver that is killed has lost what is not written: the last recording waits until the first is on the disk."""
+    """A driver that is killed has lost what is not written: whichever recording is last waits until others are on the disk."""
     ray = pytest.importorskip("ray", reason="pip install 'tzn[ray]'")
-    rows, seen = tmp_path / "o" / "rows", tmp_path / "seen"
+    rows, begun, seen = tmp_path / "o" / "rows", tmp_path / "begun", tmp_path / "seen"
 
     class Waiting(Predictor):
         def __call__(self, batch):
-            if "late" in batch["recording"].to_pylist():
+            with begun.open("a") as file:  # the order is Ray's to choose
+                file.write("x")
+            if len(begun.read_text()) == 3:
                 until = time.monotonic() + 600  # a busy machine starts the writer slowly
                 while time.monotonic() < until and not list(rows.glob("*.parquet")):
                     time.sleep(0.1)
@@ -170,7 +172,7 @@ def test_rows_are_written_while_actors_hold_every_cpu(place, tmp_path, monkeypat
 
     monkeypatch.setattr(distributed, "Predictor", Waiting)
     files = sorted((place / "in").iterdir())
-    items = [Item(name, str(file)) for name, file in zip(("a", "b", "late"), files, strict=False)]
+    items = [Item(name, str(file)) for name, file in zip(("a", "b", "c"), files, strict=False)]
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         recipe = Recipe(str(place / "small.ckpt"))

@@ -202,4 +202,4 @@ def test_points_are_kept_per_shape():
         point_grid([length, 2], *given[1:])
     again = point_grid(*given)
     assert again is not first
-    assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(again, first, strict=True))
