@@ -171,10 +171,11 @@ def compared(runs: Mapping[str, Any]) -> list[str]:
         ]
         found = np.array([variants.curve(v["points"]) - variants.curve(plain["points"]) for v, plain in both if plain])
         if len(found):
-            wrong = found.std(0, ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.full(found.shape[1], np.nan)
-            rows.append(
-                [name, str(len(found)), *(f"{m:+.3f} ± {e:.3f}" for m, e in zip(found.mean(0), wrong, strict=True))]
-            )
+            said = [f"{x:+.3f}" for x in found.mean(0)]
+            if len(found) > 1:
+                wrong = found.std(0, ddof=1) / len(found) ** 0.5
+                said = [f"{m} ± {e:.3f}" for m, e in zip(said, wrong, strict=True)]
+            rows.append([name, str(len(found)), *said])
     if not rows:
         return []
     shares = [f"dial at {100 * s:g} %" for s in variants.SHARES]
