@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 
@@ -37,6 +39,7 @@ PRODUCTS = (
 )  # fmt: skip
 MAIN_DTYPES, MAIN_WIDTHS = ("bfloat16", "float32"), (64, 128)
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}  # bytes a block may have
+CANDIDATE = ", candidate"  # of a variant that nothing runs before it has been tuned
 ALL_DTYPES, ALL_WIDTHS = ("bfloat16", "float16", "float32"), (32, 64, 128, 256)
 
 Task = tuple[int, str, str, int]  # compute capability, group, dtype, channels per head (0: does not matter)
@@ -90,6 +93,27 @@ def short_block(dtype: torch.dtype, width: int) -> None:
             kernels.forward(x, given, weights, mask, keep=False)
 
 
+def persistent_block(dtype: torch.dtype, width: int) -> None:
+    """Programs that take many tiles: what autotuning may choose for long recordings, with a gate, a mask, and neither."""
+    from tzn.kernels import _launch as launch
+    from tzn.kernels import variable_depth_block as kernels
+    from tzn.nn import VariableDepthBlock
+
+    steps, shipped = 8 * STEPS, launch.default_config
+    weights = [
+        w.detach().to(dtype) for w in VariableDepthBlock(WIDTH, WIDTH // width, WINDOW, HIDDEN / WIDTH).weights()
+    ]
+    x, gate = torch.zeros(1, steps, WIDTH, dtype=dtype), torch.ones(1, steps)
+    for config in (c for c in launch.candidates("up_projection") if "PER_SM" in c):
+
+        def chosen(arch: str, kernel: str, *rest: Any, config: launch.Config = config) -> launch.Config:
+            return config if kernel in launch.PERSISTENT else shipped(arch, kernel, *rest)
+
+        with mock.patch.object(launch, "default_config", chosen):
+            for given, mask in ((gate, gate > 0), (None, gate > 0), (None, None)):
+                kernels.forward(x, given, weights, mask, keep=False)
+
+
 def decoding(dtype: torch.dtype, width: int) -> None:
     """Crossings, candidates, segments and pairs, always in float32; suppression is nvcc's (``make cuda``)."""
     from tzn.kernels import boundary_crossings, decode_segments, nms, pair_segments, select_candidates
@@ -135,8 +159,8 @@ def layers(dtype: torch.dtype, width: int) -> None:
 
 
 GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {
-    "block": block, "long_block": long_block, "short_block": short_block, "attention": attention, "layers": layers,
-    "decoding": decoding,
+    "block": block, "long_block": long_block, "short_block": short_block,
+    "persistent_block": persistent_block, "attention": attention, "layers": layers, "decoding": decoding,
 }  # fmt: skip
 
 
@@ -147,7 +171,7 @@ def tasks(everything: bool, groups: Sequence[str], architectures: Sequence[int])
         for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
             found.append((capability, "block", dtype, 128))
             if dtype != "float32":  # has the same tiles for any number of rows
-                found.append((capability, "long_block", dtype, 128))
+                found += [(capability, group, dtype, 128) for group in ("long_block", "persistent_block")]
             found.append((capability, "short_block", dtype, 128))
         for dtype in ALL_DTYPES if everything else MAIN_DTYPES:
             for width in ALL_WIDTHS if everything else MAIN_WIDTHS:
@@ -166,7 +190,7 @@ def compile_task(task: Task) -> list[dict[str, object]]:
     torch.set_num_threads(1)
     with collect(capability) as found, torch.no_grad():
         GROUPS[group](getattr(torch, dtype), width)
-    variant = dtype + (f"/{width}" if width else "")
+    variant = dtype + (f"/{width}" if width else "") + (CANDIDATE if group == "persistent_block" else "")
     distinct = dict.fromkeys(resources(f"sm_{capability}", name, variant, kernel) for name, kernel in found)
     return [row._asdict() for row in distinct]
 
@@ -176,8 +200,12 @@ def faults(rows: list[dict[str, object]]) -> list[str]:
     found = []
     for row in rows:
         name = f"{row['architecture']} {row['kernel']} {row['variant']}"
-        dtype, _, width = str(row["variant"]).partition("/")
-        main = dtype in MAIN_DTYPES and (not width or int(width) in MAIN_WIDTHS)
+        dtype, _, width = str(row["variant"]).removesuffix(CANDIDATE).partition("/")
+        main = (
+            not str(row["variant"]).endswith(CANDIDATE)
+            and dtype in MAIN_DTYPES
+            and (not width or int(width) in MAIN_WIDTHS)
+        )
         if main and row["spills"]:
             found.append(f"{name}: {row['spills']} instructions spill registers")
         if int(str(row["shared"])) > SHARED_LIMIT[str(row["architecture"])]:

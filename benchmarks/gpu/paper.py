@@ -1,7 +1,8 @@
 """One inference on paper, and the backward pass of a block: what they would take on a GPU, from the compiled kernels' own
 resources. Nothing is run, nothing timed.
 
-usage: python -m benchmarks.gpu.paper [--out FILE.md] [--shapes 1x2304 1x9216 1x18432 8x2304] [--title TEXT] [--backward]
+usage: python -m benchmarks.gpu.paper [--out FILE.md] [--shapes 1x2304 1x9216 1x18432 8x2304] [--title TEXT]
+       [--backward | --bounds]
 
 The THUMOS14 network in bfloat16 goes through ``tzn.inference.fixed.detect`` on tensors without values; every kernel that it
 would launch is recorded (``benchmarks/lib/launches.py`` says what counts) and every Triton kernel compiled for sm_90, as
@@ -15,6 +16,13 @@ would launch is recorded (``benchmarks/lib/launches.py`` says what counts) and e
 LAUNCH, PROGRAMMATIC, CHAIN, LOOP, PICK and REDUCTION are assumptions, as are the data sheets' peaks; ``benchmarks/run_gpu.sh``
 measures what they should be. A second line of totals is with programmatic launches (``TZN_PDL=1``): PROGRAMMATIC in place of
 LAUNCH from a Triton kernel to a Triton kernel, everywhere else a launch waits for the end of the one before.
+
+``--bounds``: the most that could be gained by what is not built, or not switched on:
+
+    split-K          each product in the best of 2, 4 and 8 parts in float32, with the launch that sums them; were both free
+    persistent grid  CHAIN of all waves but the first, as if nothing overlapped; and of the waves of programs that find no
+                     row, where a share of the tokens is active
+    TMA              the instructions of a warp before the first product, one a cycle, in every wave
 """
 
 from __future__ import annotations
@@ -136,6 +144,67 @@ PER_WAVE: dict[str, Callable[[dict[str, Any]], float]] = {
         * math.ceil(len(g["grad_ptr"]) / g["dw_ptr"].shape[0] / g["BLOCK_M"])  # of the bias, every block of rows
     ),
 }
+
+
+BLOCK_PRODUCTS = ("qkv_kernel", "up_kernel", "gated_residual_kernel")
+PRODUCTS = (*BLOCK_PRODUCTS, "lateral_kernel")
+PARTS = (2, 4, 8)
+ACTIVE = (0.25, 0.1)  # shares of tokens
+CLOCK = 1755.0  # cycles a µs: boost clock, assumed
+
+
+def outputs(given: dict[str, Any]) -> int:
+    """Elements that a product writes."""
+    names = [name for name in ("q_ptr", "kv_ptr", "hidden_ptr", "out_ptr") if name in given]
+    return sum(given[name].numel() for name in names)
+
+
+def in_parts(found: Cost, elements: int, parts: int, device: Device) -> tuple[float, float]:
+    """µs of a product whose depth is split, with the sum of its parts, and without what parts and their sum cost."""
+    free = found._replace(programs=found.programs * parts)
+    split = free._replace(bytes=found.bytes + 4 * parts * elements)
+    summed = 1e6 * (4 * parts * elements) / device.bandwidth + LAUNCH + CHAIN
+    return split.expected(device) + summed, free.expected(device)
+
+
+def before_first_product(kernel: Any) -> int:
+    """Instructions of a warp; all of them where no product is."""
+    from tzn.kernels._aot import disassembled
+
+    operations = disassembled(kernel.asm["cubin"])
+    return next((n for n, name in enumerate(operations) if name.startswith("HGMMA")), len(operations))
+
+
+def bounds(batch: int, steps: int, device: Device) -> list[list[str]]:
+    """Lines of ``--bounds`` of one shape."""
+    found = launches_and_costs(whole_inference, steps, batch)
+    whole = sum(c.expected(device) for _, c in found)
+    products = [(launch, c) for launch, c in found if launch.name in PRODUCTS]
+    of_blocks = [(launch, c) for launch, c in products if launch.name in BLOCK_PRODUCTS]
+    split, free = [], 0.0
+    for launch, c in products:
+        now, elements = c.expected(device), outputs(dict(launch.numbers))
+        tried = [in_parts(c, elements, parts, device) for parts in PARTS]
+        split.append(now - min(with_sum for with_sum, _ in tried))
+        free += max(0.0, now - min(without for _, without in tried))
+    waves = sum(c.waves(device) for _, c in of_blocks)
+    idle = {
+        share: sum(
+            c.waves(device) - c._replace(programs=math.ceil(share * c.programs)).waves(device) for _, c in of_blocks
+        )
+        for share in ACTIVE
+    }
+    prologue = sum(before_first_product(launch.compiled) * c.waves(device) for launch, c in of_blocks) / CLOCK
+    lines: list[tuple[str, float]] = [
+        (f"split-K, best of {len(products)} products, with the sum of its parts", max(split)),
+        (f"split-K in all {len(products)}, were parts and sums free", free),
+        (f"persistent grid, all waves but the first ({waves - len(of_blocks)})", CHAIN * (waves - len(of_blocks))),
+        *((f"persistent grid, {100 * a:.0f} % active: waves without rows ({n})", CHAIN * n) for a, n in idle.items()),
+        (f"TMA, instructions before the first product ({waves} waves)", prologue),
+    ]
+    return [
+        [f"{batch} x {steps}", name, f"{gain:.1f}", f"{100 * gain / whole:.1f}", f"{whole:.0f}"] for name, gain in lines
+    ]
 
 
 class Usage(NamedTuple):
@@ -263,8 +332,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write it here, as Markdown")
     parser.add_argument("--title", default="now", help="name of the program in the tables")
     parser.add_argument("--shapes", nargs="+", default=[f"{batch}x{steps}" for batch, steps in SHAPES])
-    parser.add_argument("--backward", action="store_true", help="of a block in training, in place of an inference")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--backward", action="store_true", help="of a block in training, in place of an inference")
+    other.add_argument(
+        "--bounds", action="store_true", help="the most that could be gained by what is not built or not on"
+    )
     arguments = parser.parse_args()
+    if arguments.bounds:
+        rows = [
+            line
+            for shape in arguments.shapes
+            for line in bounds(*(int(x) for x in shape.split("x")), device=DEVICES[0])
+        ]
+        text = table(["shape", "what", "at most µs", "%", "of µs"], rows)
+        print(f"{DEVICES[0].name}\n\n{text}")
+        if arguments.out is not None:
+            with atomic_write(arguments.out) as file:
+                file.write(text + "\n")
+        return
     parts, totals = [], []
     for shape in arguments.shapes:
         batch, steps = (int(x) for x in shape.split("x"))

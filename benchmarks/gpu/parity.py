@@ -20,6 +20,7 @@ from benchmarks.gpu.stage import WIDTH, WINDOW, Case, Stage, clustered_gate, sta
 from benchmarks.lib.contenders import CLASSES, LAYERS
 from tests.oracle import TF32_SLACK, assert_as_good_as_eager
 from tzn import ops, reference
+from tzn.kernels import _launch as launch
 from tzn.models import TemporalZoomNet, TemporalZoomNetConfig
 from tzn.nn import BoundaryDistanceHead, VariableDepthBlock
 from tzn.nn.conv import ConvTower
@@ -319,6 +320,27 @@ def programmatic(s: Stage, graph: bool) -> dict[str, str]:
     return OK
 
 
+def persistent(s: Stage, share: float | None) -> dict[str, str]:
+    """Programs that take many tiles against one program a tile: nothing may differ."""
+    shipped, width, steps = launch.default_config, s.pick(WIDTH, 16), s.pick(18432, 40)
+    module = VariableDepthBlock(width, s.pick(4, 2), WINDOW).eval().to(s.device).to(s.low)
+    x = torch.randn(1, steps, width, device=s.device).to(s.low)
+    gate = None if share is None else clustered_gate(1, steps, share, s.device)
+    mask = torch.arange(steps, device=s.device)[None] < steps - steps // 7
+
+    def run(**given: int) -> Tensor:
+        def config(arch: str, kernel: str, dtype: torch.dtype, rows: int) -> dict[str, int]:
+            return {**shipped(arch, kernel, dtype, rows), **(given if kernel in launch.PERSISTENT else {})}
+
+        with torch.no_grad(), mock.patch.object(launch, "default_config", config):
+            return module(x, mask, gate)  # type: ignore[no-any-return]
+
+    with mock.patch.object(launch, "multiprocessors", (lambda device: 2) if s.dry else launch.multiprocessors):
+        wanted, found = run(BLOCK_M=s.pick(64, 16)), run(BLOCK_M=s.pick(64, 16), PER_SM=1)
+    assert s.compiling or torch.equal(wanted, found), "programs that take many tiles give another result"
+    return OK
+
+
 def nms_of(number: int, dry: int) -> Callable[[Stage], list[Case]]:
     def cases(s: Stage) -> list[Case]:
         count = s.pick(number, dry)
@@ -370,6 +392,13 @@ def programmatic_cases(s: Stage) -> list[Case]:
     if not s.dry:
         found.append(Case({"op": f"{name}, as a CUDA graph"}, lambda: programmatic(s, graph=True), compiles=False))
     return found
+
+
+def persistent_cases(s: Stage) -> list[Case]:
+    return [
+        Case({"op": "block, persistent grid", "active": str(share)}, lambda a=share: persistent(s, a))
+        for share in s.pick((None, 1.0, 0.1), (None, 0.5))
+    ]
 
 
 def addressing_cases(s: Stage) -> list[Case]:
@@ -433,6 +462,7 @@ GROUPS = [
     ("flagship", flagship_cases),
     ("layers", layer_cases),
     ("programmatic", programmatic_cases),
+    ("persistent", persistent_cases),
     ("block", block_cases),
     ("attention", attention_cases),
     ("many candidates", nms_of(12000, 40)),

@@ -86,3 +86,16 @@ def test_programmatic_launches_wait_for_the_kernel_before_in_their_first_line(mo
         assert programmatic(torch.device("cpu"))["PDL"] is wanted
     monkeypatch.delenv("TZN_PDL")
     assert programmatic(torch.device("cpu")) == {"PDL": False}
+
+
+def test_paper_knows_when_a_split_depth_pays():
+    from benchmarks.gpu.paper import DEVICES, Cost, in_parts
+
+    few = Cost(18, 1, 128, 98304, 0, 4_000_000, 4.8e9, 0.0, 0.0)  # tiles of 128 x 128: most multiprocessors idle
+    device = DEVICES[0]
+    now = few.expected(device)
+    with_sum, free = in_parts(few, 2304 * 128, 4, device)
+    assert free < with_sum < now
+    full = few._replace(programs=132)
+    with_sum, free = in_parts(full, 2304 * 1024, 4, device)
+    assert with_sum > full.expected(device) and free >= full.expected(device)

@@ -9,6 +9,7 @@ from oracle import assert_as_good_as_eager, block_weights, gradients, random_mas
 from triton.runtime import interpreter
 
 from tzn import ops, reference
+from tzn.kernels import _launch as launch
 from tzn.kernels import _linear
 from tzn.kernels._linear import Linear, sum_parts, up_projection
 
@@ -63,3 +64,53 @@ def test_parts_of_many_tables_are_summed_in_one_launch(dtype, monkeypatch):
         assert (x.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * part.abs().sum(0).max()
     again = sum_parts(parts, found)
     assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("share", [None, 0.0, 0.3, 1.0])
+def test_programs_that_take_many_tiles(dtype, share, monkeypatch):
+    """Persistent grid: bit for bit what one program a tile computes, with lists, with a mask, without rows."""
+    torch.manual_seed(0)
+    mask, active = random_masks(3, 131, share or 0.0, (131, 70, 0))
+    x = torch.randn(3, 131, 24, dtype=dtype)
+    gate = None if share is None else torch.rand(3, 131, dtype=dtype) * active
+    if share == 1.0:
+        gate = mask * (0.1 + torch.rand(3, 131, dtype=dtype))
+    weights = reference.BlockWeights(*block_weights(24, 3, 5, 40, dtype=dtype))
+    shipped = launch.default_config
+    poisoned, grids, run = torch.empty, [], interpreter.GridExecutor.__call__
+    monkeypatch.setattr(torch, "empty", lambda *size, **kind: _poison(poisoned(*size, **kind)))
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1)
+
+    def watched(self, *arguments, **keywords):
+        if "PERSISTENT" in keywords:
+            grids.append((self.fn.__name__, keywords["PERSISTENT"], self.grid))
+        return run(self, *arguments, **keywords)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", watched)
+
+    def block(programs):
+        size = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}
+        given = {**size, **({"PER_SM": programs} if programs else {})}
+        monkeypatch.setattr(
+            launch, "default_config", lambda *a: {**shipped(*a), **(given if a[1] in launch.FAMILIES else {})}
+        )
+        with torch.no_grad():
+            return ops.variable_depth_block(x, gate, weights, mask=mask)
+
+    plain = block(None)
+    assert {persistent for _, persistent, _ in grids} == {False}
+    grids.clear()
+    found = block(12)  # two rows of programs for QKV's six columns of tiles, where there are 25 rows of tiles
+    assert [(name, persistent) for name, persistent, _ in grids] == [
+        ("qkv_kernel", True), ("gated_residual_kernel", True), ("up_kernel", True), ("gated_residual_kernel", True)
+    ]  # fmt: skip
+    assert all(grid[0] * grid[1] <= 12 for *_, grid in grids)
+    assert torch.equal(found, plain)
+    wide = reference.BlockWeights(*(w.double() for w in weights))
+    exact = reference.variable_depth_block(x.double(), None if gate is None else gate.double(), wide, mask=mask)
+    assert_as_good_as_eager(found, reference.variable_depth_block(x, gate, weights, mask=mask), exact)
+
+
+def _poison(x):
+    return x.fill_(torch.nan) if x.is_floating_point() else x

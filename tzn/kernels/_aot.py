@@ -163,15 +163,23 @@ def compile_variant(variant: Variant, capability: int) -> bool:
     return not all(hits)
 
 
+def disassembled(binary: bytes) -> list[str]:
+    """Operations of a compiled kernel, in the order in which they stand."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(binary)
+        found = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?\s*([A-Z][A-Z0-9_.]*)", found, flags=re.MULTILINE)
+
+
 def resources(architecture: str, name: str, variant: str, kernel: Any) -> Resources:
     """Reads a compiled kernel's binary."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kernel.cubin")
         Path(path).write_bytes(kernel.asm["cubin"])
         usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
     facts = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage.stdout)}
-    operations = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?\s*([A-Z][A-Z0-9_.]*)", sass, flags=re.MULTILINE)
+    operations = disassembled(kernel.asm["cubin"])
     families = [operation.split(".")[0] for operation in operations]
     kinds = [f for f in families if f.endswith("MMA") and f not in ("FMMA",)]
     matrix = max(set(kinds), key=kinds.count) if kinds else "-"

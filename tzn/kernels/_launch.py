@@ -50,6 +50,8 @@ FAMILIES = {
     "down_gradient": "branch_gradient", "output_gradient": "branch_gradient",
     "lateral": "linear", "offsets": "head",
 }  # fmt: skip
+# Whose programs may take many tiles ("PER_SM" of a configuration, see tile_grid).
+PERSISTENT = ("qkv_projection", "up_projection", "output_projection", "down_projection")
 
 
 class Accumulator(NamedTuple):
@@ -167,7 +169,27 @@ def default_config(arch: str, kernel: str, dtype: torch.dtype, width: int) -> Co
 def candidates(kernel: str) -> list[Config]:
     """Configurations that autotuning tries."""
     table = _table("candidates.json")
-    return [dict(c) for c in table.get(kernel, table.get(FAMILIES.get(kernel, ""), []))]
+    tried = table.get(kernel, table.get(FAMILIES.get(kernel, ""), []))
+    return [dict(c) for c in tried if "PER_SM" not in c or kernel in PERSISTENT]
+
+
+def tile_grid(config: Config, across: int, rows: int, device: torch.device) -> tuple[tuple[int, int], Config]:
+    """Grid of a kernel of tiles, ``across`` columns of them, and its constants.
+
+    A program for every tile of ``rows``; where the configuration has "PER_SM" and tiles are more than that many programs
+    on every multiprocessor, no more than those (PERSISTENT).
+    """
+    config = dict(config)
+    held = config.pop("PER_SM", 0) * multiprocessors(device) // across
+    down = triton.cdiv(rows, config["BLOCK_M"])
+    persistent = 0 < held < down
+    return (across, held if persistent else down), {**config, "PERSISTENT": persistent}
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; of no GPU those of an H100 SXM, of which ahead-of-time compilation and paper speak."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def launch(

@@ -4,9 +4,11 @@
     up_projection:   h[i] = gelu(x[i] Wup^T + bup)
     gated_residual:  y[i] = x[active i] + g (a[i] W^T + b),  or scattered: out[active i] = y[i] + g (h[i] W^T + b)
 
-Tile picture: one program computes BLOCK_M rows x BLOCK_N columns over the whole depth. The grid covers the capacity N; the
-number of rows is read on the device and programs past it leave at once. Column tiles run fastest, so the programs that
-share gathered rows run together and find them in L2; weights (6 MB at width 512) stay in L2. Rows are normalised before
+Tile picture: a tile is BLOCK_M rows x BLOCK_N columns over the whole depth, and the number of rows is read on the device.
+One program a tile: the grid covers the capacity N, and programs past the rows leave at once. In the forward pass a
+configuration may say "PER_SM" instead (persistent grid): that many programs a multiprocessor, each of which keeps its columns
+and takes every n-th tile of the rows that exist. Column tiles run fastest, so the programs that share gathered rows run
+together and find them in L2; weights (6 MB at width 512) stay in L2. Rows are normalised before
 (``_layer_norm.py``), so that what a tile reads goes to the tensor cores as it is: 12 to 16 column tiles would each do it again.
 Reads the rows once from memory, writes the result once; intermediates are packed, A rows and not N. Where no gate says which
 tokens are active there are no lists: rows are tokens, and tiles without a valid token leave at once.
@@ -34,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tzn.kernels._launch import accumulator, after_previous, launch, precision, programmatic
+from tzn.kernels._launch import accumulator, after_previous, launch, precision, programmatic, tile_grid
 from tzn.kernels._layer_norm import Statistics
 from tzn.kernels.active_tokens import TokenLists
 
@@ -120,10 +122,26 @@ def store_tile(out_ptr, rows, column, values, live, N: tl.constexpr):
 
 
 @triton.jit
+def turns(
+    count_ptr, tokens, LISTED: tl.constexpr, BLOCK_M: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    """Tiles of rows that a program takes: one, which may lie past the rows, or every n-th of those that exist.
+
+    Loops over them hoist nothing: what each turn needs anew would lie in registers, and fewer programs would fit.
+    """
+    if not PERSISTENT:
+        return 1
+    rows = tokens
+    if LISTED:
+        rows = tl.load(count_ptr)
+    return tl.cdiv(tl.cdiv(rows, BLOCK_M) - tl.program_id(1), tl.num_programs(1))
+
+
+@triton.jit
 def qkv_kernel(
     x_ptr, wq_ptr, bq_ptr, wkv_ptr, bkv_ptr, q_ptr, kv_ptr, active_ptr, halo_ptr, counts_ptr, mask_ptr, tokens,
     D: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Column tiles of the queries first, then those of keys and values: one loop for both, whose buffers stand once."""
     after_previous(PDL)
@@ -142,28 +160,29 @@ def qkv_kernel(
         out_ptr = kv_ptr
         list_ptr = halo_ptr
         counts_ptr += 1
-    row, token, live, number = rows_of_tile(
-        list_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
-    )
-    if number <= 0:
-        return
-    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    within = column < width
-    place = x_ptr + token.to(tl.int64)[:, None] * D
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for start in range(0, D, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        weight = w_ptr + k[:, None] + column[None, :] * D
-        if D % BLOCK_K == 0 and D % BLOCK_N == 0:
-            w = tl.load(weight)
-            x = tl.load(place + k[None, :], mask=live[:, None], other=0.0)
-        else:
-            w = tl.load(weight, mask=(k < D)[:, None] & within[None, :], other=0.0)
-            x = tl.load(place + k[None, :], mask=live[:, None] & (k < D)[None, :], other=0.0)
-        acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
-    acc += tl.load(bias_ptr + column, mask=within, other=0.0).to(ACC)[None, :]
-    out = out_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
-    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & within[None, :])
+    for turn in tl.range(0, turns(counts_ptr, tokens, LISTED, BLOCK_M, PERSISTENT), disable_licm=True):
+        first = (tl.program_id(1) + turn * tl.num_programs(1)) * BLOCK_M
+        row, token, live, number = rows_of_tile(
+            list_ptr, counts_ptr, mask_ptr, tokens, first, LISTED, HAS_MASK, BLOCK_M
+        )
+        if number > 0:
+            column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            within = column < width
+            place = x_ptr + token.to(tl.int64)[:, None] * D
+            acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+            for start in range(0, D, BLOCK_K):
+                k = start + tl.arange(0, BLOCK_K)
+                weight = w_ptr + k[:, None] + column[None, :] * D
+                if D % BLOCK_K == 0 and D % BLOCK_N == 0:
+                    w = tl.load(weight)
+                    x = tl.load(place + k[None, :], mask=live[:, None], other=0.0)
+                else:
+                    w = tl.load(weight, mask=(k < D)[:, None] & within[None, :], other=0.0)
+                    x = tl.load(place + k[None, :], mask=live[:, None] & (k < D)[None, :], other=0.0)
+                acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc += tl.load(bias_ptr + column, mask=within, other=0.0).to(ACC)[None, :]
+            out = out_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
+            tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=live[:, None] & within[None, :])
 
 
 @triton.jit
@@ -171,22 +190,22 @@ def up_kernel(
     x_ptr, w_ptr, bias_ptr, hidden_ptr, before_ptr, counts_ptr, mask_ptr, tokens,
     D: tl.constexpr, M: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr, KEEP: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PDL: tl.constexpr,
+    PERSISTENT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     after_previous(PDL)
-    row, _, live, number = rows_of_tile(
-        counts_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
-    )
-    if number <= 0:
-        return
-    row = row.to(tl.int64)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    acc = accumulate(acc, x_ptr, row * D, live, w_ptr, column, D, 1, D, M, PRECISION, BLOCK_N, BLOCK_K)
-    acc += tl.load(bias_ptr + column, mask=column < M, other=0.0).to(ACC)[None, :]
-    if KEEP:
-        store_tile(before_ptr, row, column, acc, live, M)
-    store_tile(hidden_ptr, row, column, gelu(acc, hidden_ptr.dtype.element_ty.primitive_bitwidth == 16), live, M)
+    for turn in tl.range(0, turns(counts_ptr, tokens, LISTED, BLOCK_M, PERSISTENT), disable_licm=True):
+        first = (tl.program_id(1) + turn * tl.num_programs(1)) * BLOCK_M
+        row, _, live, number = rows_of_tile(counts_ptr, counts_ptr, mask_ptr, tokens, first, LISTED, HAS_MASK, BLOCK_M)
+        if number > 0:
+            place = row.to(tl.int64)
+            column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+            acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+            acc = accumulate(acc, x_ptr, place * D, live, w_ptr, column, D, 1, D, M, PRECISION, BLOCK_N, BLOCK_K)
+            acc += tl.load(bias_ptr + column, mask=column < M, other=0.0).to(ACC)[None, :]
+            if KEEP:
+                store_tile(before_ptr, place, column, acc, live, M)
+            hidden = gelu(acc, hidden_ptr.dtype.element_ty.primitive_bitwidth == 16)
+            store_tile(hidden_ptr, place, column, hidden, live, M)
 
 
 @triton.jit
@@ -194,30 +213,33 @@ def gated_residual_kernel(
     a_ptr, w_ptr, bias_ptr, gate_ptr, residual_ptr, out_ptr, active_ptr, counts_ptr, mask_ptr, tokens, stride_residual,
     K: tl.constexpr, D: tl.constexpr, SCATTER: tl.constexpr, LISTED: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_GATE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     after_previous(PDL)
-    row, token, live, number = rows_of_tile(
-        active_ptr, counts_ptr, mask_ptr, tokens, tl.program_id(1) * BLOCK_M, LISTED, HAS_MASK, BLOCK_M
-    )
-    if number <= 0:
-        return
-    token = token.to(tl.int64)
-    row = row.to(tl.int64)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    acc = accumulate(acc, a_ptr, row * K, live, w_ptr, column, K, 1, K, D, PRECISION, BLOCK_N, BLOCK_K)
-    acc += tl.load(bias_ptr + column, mask=column < D, other=0.0).to(ACC)[None, :]
-    if HAS_GATE:
-        acc *= tl.load(gate_ptr + token, mask=live, other=0.0).to(ACC)[:, None]
-    from_row = token
-    to_row = row
-    if SCATTER:
-        from_row = row
-        to_row = token
-    inside = live[:, None] & (column < D)[None, :]
-    residual = tl.load(residual_ptr + from_row[:, None] * stride_residual + column[None, :], mask=inside, other=0.0)
-    store_tile(out_ptr, to_row, column, residual.to(ACC) + acc, live, D)
+    for turn in tl.range(0, turns(counts_ptr, tokens, LISTED, BLOCK_M, PERSISTENT), disable_licm=True):
+        first = (tl.program_id(1) + turn * tl.num_programs(1)) * BLOCK_M
+        row, token, live, number = rows_of_tile(
+            active_ptr, counts_ptr, mask_ptr, tokens, first, LISTED, HAS_MASK, BLOCK_M
+        )
+        if number > 0:
+            source = token.to(tl.int64)
+            place = row.to(tl.int64)
+            column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+            acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+            acc = accumulate(acc, a_ptr, place * K, live, w_ptr, column, K, 1, K, D, PRECISION, BLOCK_N, BLOCK_K)
+            acc += tl.load(bias_ptr + column, mask=column < D, other=0.0).to(ACC)[None, :]
+            if HAS_GATE:
+                acc *= tl.load(gate_ptr + source, mask=live, other=0.0).to(ACC)[:, None]
+            from_row = source
+            to_row = place
+            if SCATTER:
+                from_row = place
+                to_row = source
+            inside = live[:, None] & (column < D)[None, :]
+            residual = tl.load(
+                residual_ptr + from_row[:, None] * stride_residual + column[None, :], mask=inside, other=0.0
+            )
+            store_tile(out_ptr, to_row, column, residual.to(ACC) + acc, live, D)
 
 
 def _named(
@@ -243,7 +265,8 @@ def qkv(
 
     def run(config: dict[str, int]) -> None:
         tiles = triton.cdiv(width, config["BLOCK_N"]) + triton.cdiv(2 * width, config["BLOCK_N"])
-        qkv_kernel[(tiles, triton.cdiv(number, config["BLOCK_M"]))](
+        grid, config = tile_grid(config, tiles, number, x.device)
+        qkv_kernel[grid](
             x, *query, *key_value, q, kv, *pointers, number, D=width, **kind, ACC=acc.triton, PRECISION=precision(dtype),
             **programmatic(x.device), **config,
         )  # fmt: skip
@@ -264,7 +287,7 @@ def up_projection(
     (_, _, counts, mask_or_any), kind = _named(lists, mask, x)
 
     def run(config: dict[str, int]) -> None:
-        grid = (triton.cdiv(hidden_width, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
+        grid, config = tile_grid(config, triton.cdiv(hidden_width, config["BLOCK_N"]), number, x.device)
         up_kernel[grid](
             x, *up, hidden, before, counts, mask_or_any, number, D=width, M=hidden_width, **kind, KEEP=keep,
             ACC=acc.triton, PRECISION=precision(dtype), **programmatic(x.device), **config,
@@ -288,7 +311,7 @@ def gated_residual(
     (active, _, counts, mask_or_any), kind = _named(lists, mask, a)
 
     def run(config: dict[str, int]) -> None:
-        grid = (triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(number, config["BLOCK_M"]))
+        grid, config = tile_grid(config, triton.cdiv(width, config["BLOCK_N"]), number, a.device)
         gated_residual_kernel[grid](
             a, *linear, a if gate is None else gate, residual, out, active, counts, mask_or_any, number,
             residual.stride(0), K=depth, D=width, SCATTER=scatter, **kind, HAS_GATE=gate is not None,
