@@ -156,6 +156,11 @@ def layers(dtype: torch.dtype, width: int) -> None:
     fused.standardise(x, *norm, mask)
     logits, _, _ = fused.gates(zeros(1, STEPS), None, 3, 0.05)
     fused.dial(logits, mask, 0.5, 3.0, 0.05, 50)
+    raw = torch.zeros(STEPS, 6)
+    for gate, following in ((None, logits), (logits, logits), (logits, None)):
+        dial = fused.Dial(0.05, 0.0, 1.4, (0.1, 0.3), full=False)
+        fused.zoom_exit(x, (*norm, 1e-5), (zeros(6, WIDTH), zeros(6)), raw, mask, gate, following, torch.zeros(1), dial)
+    fused.zoom_fields(raw, 1, 8.0, 0.05)
 
 
 GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {

@@ -25,6 +25,7 @@ from tzn.models import TemporalZoomNet, TemporalZoomNetConfig
 from tzn.nn import BoundaryDistanceHead, VariableDepthBlock
 from tzn.nn.conv import ConvTower
 from tzn.nn.pyramid import Pyramid, TopDown
+from tzn.nn.zoom import BoundaryStream
 from tzn.reference.nms import best_picks
 
 OK = {"result": "ok"}
@@ -195,11 +196,38 @@ class Hidden(ConvTower):
         return self.hidden(x, mask)
 
 
+class Stream(BoundaryStream):
+    """A boundary stream alone, at depths that are given: another rounding must not switch a step."""
+
+    def __init__(self, wide: int, heads: int) -> None:
+        super().__init__(
+            wide,
+            wide,
+            2,
+            layers=3,
+            num_heads=heads,
+            window=WINDOW,
+            mlp_ratio=2.0,
+            stem_layers=2,
+            radius=6.0,
+            threshold=1.0,
+        )
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        generator = torch.Generator().manual_seed(0)
+        gates = torch.rand(*mask.shape, 3, generator=generator) * (
+            torch.rand(*mask.shape, 3, generator=generator) < 0.5
+        )
+        exits = super().forward(x, 0 * x, mask, gates=gates.to(x.device), last_only=True).exits
+        return tuple(field.contiguous() for field in exits[-1])
+
+
 FUSED: dict[str, Callable[[int, int, int], tuple[nn.Module, int]]] = {
     "convolutions of whole rows": lambda wide, heads, narrow: (Hidden(wide, narrow, 3, layers=2), wide),
     "convolutions of wide rows": lambda wide, heads, narrow: (Hidden(wide, max(wide, 300), 3, layers=1), wide),
     "boundary head": lambda wide, heads, narrow: (BoundaryDistanceHead(narrow, 2, narrow, 2), narrow),
     "pyramid and top-down path": lambda wide, heads, narrow: (PyramidAndTopDown(wide, heads, narrow), wide),
+    "boundary stream": lambda wide, heads, narrow: (Stream(wide, heads), wide),
     "network": lambda wide, heads, narrow: (WholeNetwork(wide, heads, narrow), wide),
 }
 

@@ -162,12 +162,13 @@ def recorded(compile_only: Callable[..., Any] | None = None) -> Iterator[list[La
 
 def whole_inference(
     steps: int, batch: int = 1, *, dtype: torch.dtype = torch.bfloat16, compile_only: Callable[..., Any] | None = None,
-    **changes: Any,
+    network: Mapping[str, Any] | None = None, **changes: Any,
 ) -> list[Launch]:  # fmt: skip
     """Launches of one :func:`tzn.inference.fixed.detect` of the network of the THUMOS14 configuration.
 
     Args:
         dtype: of the network and its features.
+        network: what its configuration has in place of the refinement blocks.
         changes: of the inference configuration.
     """
     from benchmarks.lib.contenders import CLASSES, INFERENCE, INPUT_DIM, LAYERS
@@ -175,7 +176,8 @@ def whole_inference(
     from tzn.models import TemporalZoomNet, TemporalZoomNetConfig
 
     with torch.device("meta"):
-        config = TemporalZoomNetConfig(input_dim=INPUT_DIM, num_classes=CLASSES, refinement_layers=LAYERS)
+        given = {"refinement_layers": LAYERS} if network is None else dict(network)
+        config = TemporalZoomNetConfig(input_dim=INPUT_DIM, num_classes=CLASSES, **given)
         model = TemporalZoomNet(config).eval().to(dtype)
         features = torch.zeros(batch, steps, INPUT_DIM, dtype=dtype)
         mask = torch.ones(batch, steps, dtype=torch.bool)

@@ -10,6 +10,7 @@ from tzn.kernels import fused as kernels
 from tzn.nn import BoundaryDistanceHead, DepthPredictor, budget_shift, depth_from_logits
 from tzn.nn.conv import ConvTower
 from tzn.nn.pyramid import Pyramid, TopDown, halve, point_grid
+from tzn.nn.zoom import BoundaryStream
 from tzn.ops import depth_gates
 from tzn.ops._fused import fused
 
@@ -131,6 +132,48 @@ def test_pooling_where_any_step_may_be_masked(monkeypatch, steps):
     ours, wanted = _both(monkeypatch, lambda: halve(x, mask)[0])
     assert torch.equal(ours.isnan(), wanted.isnan())
     assert ours.isnan().any()
+
+
+@shapes
+@pytest.mark.parametrize("fields", [1, 2])
+@pytest.mark.parametrize("shift", [None, "one", "each"])
+def test_exits_of_a_boundary_stream(monkeypatch, lengths, fields, shift):
+    """Against the definition, operator by operator over every step, and poisoned where nothing may be read."""
+    given = {
+        "layers": 3,
+        "num_heads": 2,
+        "window": 5,
+        "mlp_ratio": 2.0,
+        "stem_layers": 2,
+        "radius": 6.0,
+        "threshold": 0.6,
+    }
+    stream = _randomised(BoundaryStream(7, 20, fields, **given))
+    x, mask = _inputs(lengths, 7)
+    context = _inputs(lengths, 20)[0]
+    moved = None if shift is None else torch.randn(len(lengths) if shift == "each" else 1, 1)
+    calls, empty = _launched(monkeypatch, "zoom_exit"), torch.Tensor.new_empty
+
+    def poisoned(self, *size, **kind):
+        made = empty(self, *size, **kind)
+        return made.fill_(float("nan")) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    for gates in (None, torch.rand(*mask.shape, 3) * (torch.rand(*mask.shape, 3) < 0.5)):
+        calls.clear()
+        ours = stream(x, context, mask, gates=gates, shift=moved, last_only=True)
+        assert len(calls) == 4
+        monkeypatch.setenv("TZN_BACKEND", "reference")
+        wanted = stream(x, context, mask, gates=gates, shift=moved)
+        monkeypatch.setenv("TZN_BACKEND", "triton")
+        torch.testing.assert_close(ours.gates, wanted.gates, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(tuple(ours.exits[-1]), tuple(wanted.exits[-1]), rtol=1e-5, atol=1e-5)
+        assert ours.gates[..., 1].is_contiguous()
+    if mask.sum() > 40 and fields == 2:
+        gate = stream(x, context, mask, shift=moved, last_only=True).gates[mask]
+        assert 0 < (gate[:, 0] > 0).double().mean() <= 1
+    stream.full_depth = True
+    assert (stream(x, context, mask, last_only=True).gates == mask.unsqueeze(-1)).all()
 
 
 @shapes

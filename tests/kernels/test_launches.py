@@ -58,6 +58,17 @@ def test_an_inference_launches_at_most_200_kernels(dtype, changes):
     assert names["sort"] == names["arange"] == names["cat"] == 0  # constants are kept, places are counted
 
 
+STREAM = {"refinement_layers": 0, "zoom_layers": 4, "embedding_stride": 2, "first_stride": 2}
+
+
+def test_an_exit_of_a_boundary_stream_is_one_launch():
+    names = Counter(launch.name for launch in whole_inference(2304, network=STREAM))
+    assert sum(names.values()) <= 160  # 262 operator by operator
+    assert names["zoom_exit_kernel"] == 5  # the first guess, then behind every block; the gates with them
+    assert names["zoom_fields_kernel"] == 1
+    assert names["mark_kernel"] == 4
+
+
 def test_a_batch_launches_no_more():
     assert len(whole_inference(1000, 8)) <= len(whole_inference(2304)) + 8
 
@@ -73,9 +84,9 @@ def _source(name):
 def test_programmatic_launches_wait_for_the_kernel_before_in_their_first_line(monkeypatch):
     """Every one that an inference launches: one that did not could overwrite what an earlier one still reads."""
     monkeypatch.setenv("TZN_PDL", "1")
-    found = [*whole_inference(2304), *whole_inference(2304, budget=0.5)]
+    found = [*whole_inference(2304), *whole_inference(2304, budget=0.5), *whole_inference(2304, network=STREAM)]
     triton = {launch.name: launch.numbers for launch in found if launch.kind == "triton"}
-    assert len(triton) >= 22
+    assert len(triton) >= 24
     for name, given in triton.items():
         assert given["PDL"] is given["launch_pdl"] is True, name
         body = ast.parse(_source(name)).body[0].body

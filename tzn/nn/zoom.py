@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tzn.nn.block import VariableDepthBlock
 from tzn.nn.boundary import MIN_SCALE
-from tzn.nn.conv import Conv3
+from tzn.nn.conv import Conv3, conv_layers
+from tzn.ops._fused import fused
 
 # Activity rises from 0 to 1 while the scale goes from half the threshold to twice it: narrow enough for a dial, wide enough
 # that a small change of the features does not switch a step.
@@ -108,6 +109,8 @@ class BoundaryStream(nn.Module):
         last_only: bool = False,
     ) -> Zoomed:
         """Exits and gates from the state of :meth:`stem`; the other arguments as of :meth:`forward`."""
+        if last_only and (kernels := fused(h, self.project.weight)) is not None:
+            return self._refine_fused(kernels, h, mask, gates, shift)
         if last_only and h.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self._refine_packed(h, mask, gates, shift)
         raw = self._read(0, h.flatten(0, 1))
@@ -152,13 +155,34 @@ class BoundaryStream(nn.Module):
             raw[at] = rows
         return Zoomed((self._exit(raw, mask),), chosen.t().unflatten(0, mask.shape))
 
+    def _refine_fused(
+        self, kernels: Any, h: Tensor, mask: Tensor, gates: Tensor | None, shift: Tensor | None
+    ) -> Zoomed:
+        """The same with two launches for an exit and the gate behind it; the host never learns which steps go on."""
+        raw = h.new_empty(mask.numel(), 3 * self.num_fields, dtype=torch.float32)
+        table = raw.new_empty(len(self.blocks), *mask.shape)
+        if gates is not None:
+            table.copy_((gates * mask.unsqueeze(-1)).movedim(-1, 0))
+        moved = None if shift is None else shift.expand(mask.shape[0], 1).flatten().float().contiguous()
+        dial = kernels.Dial(MIN_SCALE, math.log(self.threshold), RAMP, REACH, self.full_depth)
+        for layer, (norm, linear) in enumerate(zip(self.exit_norms, self.exits, strict=True)):
+            if layer:
+                h = self.blocks[layer - 1](h, mask, table[layer - 1])
+            following = table[layer] if gates is None and layer < len(self.blocks) else None
+            kernels.zoom_exit(
+                h, (norm.weight, norm.bias, norm.eps), (linear.weight, linear.bias), raw, mask,
+                table[layer - 1] if layer else None, following, moved, dial,
+            )  # fmt: skip
+        last = Exit(*kernels.zoom_fields(raw, mask.shape[0], self.radius, MIN_SCALE))
+        return Zoomed((last,), table.movedim(0, -1))
+
     def stem(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
         """The state ``[B, T, width]`` before the first block; arguments of :meth:`forward`."""
-        keep = mask.unsqueeze(-1)
-        h = (self.project(x) + context) * keep
-        for conv, norm in zip(self.convs, self.conv_norms, strict=True):
-            h = F.relu(norm(conv(h))) * keep
-        return h
+        if (kernels := fused(x, self.project.weight)) is not None:
+            h = kernels.lateral(x, self.project.weight, self.project.bias, mask, context, kernels.SAME)
+        else:
+            h = (self.project(x) + context) * mask.unsqueeze(-1)
+        return conv_layers(h, mask, self.convs, self.conv_norms)
 
     @torch.no_grad()
     def activity(self, last: Exit, shift: Tensor | None = None) -> Tensor:
