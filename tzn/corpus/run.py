@@ -162,8 +162,11 @@ def _context() -> Any:
     """How processes start: forked from one that has imported everything (:mod:`tzn.corpus.warm`), where there is forking."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # where there is none, it may not import
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tzn.corpus.warm"])
+    forkserver.ensure_running()  # imports beside whatever this process does next
     return context
 
 
@@ -281,6 +284,7 @@ def predict_corpus(
     if not items:
         raise DataError("no recordings, expected at least one")
     arrow()
+    context = _context()
     model = dataclasses.replace(recipe, device="cpu").load()
     run = recipe.run(model)
     plan, by_id = Plan(out, run), {item.recording: item for item in items}
@@ -288,13 +292,13 @@ def predict_corpus(
     lengths = {item.recording: length_of(item, model.config, model.signal) for item in items}
     try:
         with plan.begin(lengths, resume, facts):
-            return _run_plan(recipe, run, plan, by_id, lengths, out, workers, progress, say, started)
+            return _run_plan(context, recipe, run, plan, by_id, lengths, out, workers, progress, say, started)
     except OSError as error:
         raise DataError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from None
 
 
 def _run_plan(
-    recipe: Recipe, run: Run, plan: Plan, items: Mapping[str, Item], lengths: Mapping[str, int], out: Path,
+    context: Any, recipe: Recipe, run: Run, plan: Plan, items: Mapping[str, Item], lengths: Mapping[str, int], out: Path,
     workers: int | None, progress: bool, say: Callable[[str], None], started: Callable[[list[int]], None],
 ) -> Corpus:  # fmt: skip
     there = plan.done()
@@ -317,7 +321,7 @@ def _run_plan(
     try:
         with bar:
             ended, begin = before, time.monotonic()
-            for part, wrong, died in _work(recipe, run, plan, items, todo, count, started):
+            for part, wrong, died in _work(context, recipe, run, plan, items, todo, count, started):
                 deaths += died
                 if part is None:
                     continue
@@ -350,7 +354,7 @@ def _run_plan(
 
 
 def _work(
-    recipe: Recipe, run: Run, plan: Plan, items: Mapping[str, Item], todo: Sequence[int], count: int,
+    context: Any, recipe: Recipe, run: Run, plan: Plan, items: Mapping[str, Item], todo: Sequence[int], count: int,
     started: Callable[[list[int]], None],
 ) -> Iterator[tuple[int | None, dict[str, str], int]]:  # fmt: skip
     """(part, recordings that failed in it, 0) for every part that is written; (None, {}, 1) for a death of a process."""
@@ -358,7 +362,6 @@ def _work(
     suspect: dict[int, int] = {}  # deaths while this part was computed
     given_up: dict[int, dict[str, str]] = {}
     pairs: list[_Pair] = []
-    context: Any = _context()
 
     def start() -> _Pair:
         order_out, order_in = context.Pipe(duplex=False)
