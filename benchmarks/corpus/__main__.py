@@ -30,7 +30,7 @@ from benchmarks.lib.provenance import facts, parser, processor, write
 from tzn.files import atomic_write
 
 STAGES = ("parity", "loop", "corpus", "ray", "kill", "serve")
-COUNTS = {"parity": 60, "loop": 400, "ray": 1600, "kill": 4000}  # recordings of all kinds that a stage takes
+COUNTS = {"parity": 60, "loop": 400, "ray": 3200, "kill": 4000}  # recordings of all kinds that a stage takes
 ACTORS = (1, 2, 4)
 SMOKE = {"recordings": 80, "scale": 0.1, "seconds": 2.0}
 SECONDS = 15.0  # of load on the server, for every number of clients

@@ -23,6 +23,7 @@ from tzn.corpus.run import Recipe, predict_corpus
 MEMORY_EVERY = 2.0  # seconds
 ATOL_SECONDS, ATOL_SCORE = 0.02, 2e-3  # rounding of another batch
 CONFIDENT = 0.3  # of the detections that parity compares: far weaker ones change places for less than rounding
+BATCH = {"ludb": 64, "hapt": 16}  # recordings that an actor takes at a time: about a second of work
 SKIPPED_FILES = 2  # first files of each actor: it loads its model
 
 
@@ -190,9 +191,7 @@ def proportional_bytes(pid: int) -> float:
     return sum(1024.0 * int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
 
 
-def stage_ray(
-    paths: dict[str, list[Path]], folder: Path, count: int, actors: int, batch_size: int = 16
-) -> dict[str, Any]:
+def stage_ray(paths: dict[str, list[Path]], folder: Path, count: int, actors: int) -> dict[str, Any]:
     """Recordings a second of an actor pool, from when every actor has written its first files on."""
     import ray
 
@@ -206,6 +205,7 @@ def stage_ray(
         out = folder / f"ray_{kind}"
         shutil.rmtree(out, ignore_errors=True)
         chosen, begin = some(paths[kind], round(count * SHARE[kind])), time.perf_counter()
+        batch_size = min(BATCH[kind], max(len(chosen) // 24, 1))
         # The order of the corpus is longest first; a pool of the same recordings for every number of actors.
         with RayCpu() as cpu:
             made = predict_on_ray(Recipe(kind, threads=1), items_of(chosen), out, actors=actors, batch_size=batch_size)
@@ -218,7 +218,7 @@ def stage_ray(
         spent_by = cpu.between(files[skip - 1][0], files[-1][0])
         found[kind] = {
             "recordings": made.recordings, "wall_seconds": wall, "per_second_with_start": made.recordings / wall,
-            "per_second": made.recordings * steps / every / span, "actors": actors,
+            "per_second": made.recordings * steps / every / span, "actors": actors, "batch_size": batch_size,
             "cpu_ms": {who: 1000 * spent * every / steps / made.recordings for who, spent in spent_by.items()},
         }  # fmt: skip
     ray.shutdown()
