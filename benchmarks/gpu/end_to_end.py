@@ -1,9 +1,10 @@
 """Features in, final detections out, at THUMOS14 shape (2048 channels, width 512, 20 classes).
 
-Rows: TemporalZoomNet with a mean depth of 1, 0.75, 0.5 and 0.25, our port of ActionFormer, ActionFormer as published (eager,
-float32 with TF32 as its program sets it, suppression on the CPU after a copy), and the port compiled; ours in 16 bits at
-every shape first, then in TF32, launch by launch and as one CUDA graph. "saved": saved time over saved multiply-adds, against
-the same network at full depth; multiply-adds are counted once for a length and a depth.
+Rows: TemporalZoomNet with a mean depth of 1, 0.75, 0.5 and 0.25, the same with its blocks in a boundary stream at 1 and 0.25,
+our port of ActionFormer, ActionFormer as published (eager, float32 with TF32 as its program sets it, suppression on the CPU
+after a copy), and the port compiled; ours in 16 bits at every shape first, then in TF32, launch by launch and as one CUDA
+graph. "saved": saved time over saved multiply-adds, against the same network at full depth; multiply-adds are counted once for
+a length and a depth.
 Weights are random, so every class of every point is a candidate: the worst case for suppression.
 """
 
@@ -50,11 +51,17 @@ def actionformer(s: Stage) -> ActionFormer:
     return ActionFormer(ActionFormerConfig(**sizes(s), **s.pick({}, small))).eval().to(s.device)
 
 
-def temporal_zoom_net(s: Stage, share: float, batch: int, steps: int) -> TemporalZoomNet:
+BLOCKS: dict[bool, dict[str, int]] = {  # of the stream, or before the pyramid
+    False: {"refinement_layers": LAYERS},
+    True: {"refinement_layers": 0, "zoom_layers": 4, "embedding_stride": 2, "first_stride": 2},
+}
+
+
+def temporal_zoom_net(s: Stage, share: float, batch: int, steps: int, stream: bool) -> TemporalZoomNet:
     """A network in which ``share`` of the tokens has tau = 1 and the others tau = 0, on the device beforehand."""
     torch.manual_seed(0)
     small = {"width": 16, "num_heads": 2, "window": 5, "head_width": 8, "boundary_width": 8}
-    config = TemporalZoomNetConfig(**sizes(s), refinement_layers=LAYERS, **s.pick({}, small))
+    config = TemporalZoomNetConfig(**sizes(s), **BLOCKS[stream], **s.pick({}, small))
     return GivenDepth(config, clustered_gate(batch, steps, share, s.device)).eval().to(s.device)
 
 
@@ -65,8 +72,8 @@ class GivenDepth(TemporalZoomNet):
         super().__init__(config)
         self.tau = tau  # no buffer: it keeps its precision
 
-    def trunk(self, features: Tensor, mask: Tensor, **_: object) -> Trunk:
-        return super().trunk(features, mask, tau=self.tau)
+    def trunk(self, features: Tensor, mask: Tensor, *, last_exit: bool = False, **_: object) -> Trunk:
+        return super().trunk(features, mask, tau=self.tau, last_exit=last_exit)
 
 
 def times(s: Stage, model: Localizer, features: Tensor, mask: Tensor) -> dict[str, float]:
@@ -137,10 +144,10 @@ def lowered(s: Stage, model: Localizer, low: bool) -> Localizer:
 
 
 @cache
-def gmac(dry: bool, share: float, steps: int) -> float:
+def gmac(dry: bool, share: float, steps: int, stream: bool) -> float:
     """Multiply-adds (1e9) of one recording, counted once: they do not depend on the precision and grow with the batch."""
     s = Stage("count", Path(), dry, 0.0)
-    zoom = temporal_zoom_net(s, share, 1, steps)
+    zoom = temporal_zoom_net(s, share, 1, steps, stream)
     return count_flops(zoom, inputs(s, 1, steps)).gmac
 
 
@@ -157,15 +164,17 @@ def port_row(s: Stage, batch: int, steps: int, low: bool) -> dict[str, float]:
 
 
 @torch.no_grad()
-def zoom_row(s: Stage, batch: int, steps: int, low: bool, share: float, full: dict[str, float]) -> dict[str, float]:
+def zoom_row(
+    s: Stage, batch: int, steps: int, low: bool, share: float, full: dict[str, float], stream: bool = False
+) -> dict[str, float]:
     """``full``: filled by the row of full depth, which comes first."""
     torch.set_float32_matmul_precision("high")
     features, mask = inputs(s, batch, steps)
-    zoom = lowered(s, temporal_zoom_net(s, share, batch, steps), low)
+    zoom = lowered(s, temporal_zoom_net(s, share, batch, steps, stream), low)
     found = times(s, zoom, features.to(s.low) if low else features, mask)
     if s.compiling:
         return found
-    found["gmac"] = batch * gmac(s.dry, share, steps)
+    found["gmac"] = batch * gmac(s.dry, share, steps, stream)
     if share == 1:
         full.update(found)
     elif full:
@@ -222,6 +231,18 @@ def published_cases(s: Stage) -> list[Case]:
     ]
 
 
+def stream_cases(s: Stage) -> list[Case]:
+    """Blocks behind the pyramid, at full rate, and an exit after each, in 16 bits."""
+    found = []
+    for at in shapes(s)[:2]:
+        full: dict[str, float] = {}
+        for share in (1.0, 0.25):
+            what = {**at, "row": f"TemporalZoomNet, boundary stream, mean depth {share:g}", "precision": "16 bits"}
+            run = partial(zoom_row, s, **at, low=True, share=share, full=full, stream=True)
+            found.append(Case(what, run, compiles=share == 1))
+    return found
+
+
 def programmatic_cases(s: Stage) -> list[Case]:
     what = {"row": "TemporalZoomNet, mean depth 1, programmatic launches", "precision": "16 bits"}
     return [Case({**at, **what}, partial(programmatic_row, s, **at)) for at in shapes(s)[:1]]
@@ -234,6 +255,7 @@ def compiled_cases(s: Stage) -> list[Case]:
 
 GROUPS = [
     ("16 bits", partial(own_cases, low=True)),
+    ("stream", stream_cases),
     ("programmatic", programmatic_cases),
     ("published", published_cases),
     ("TF32", partial(own_cases, low=False)),
