@@ -135,7 +135,7 @@ def decoding(dtype: torch.dtype, width: int) -> None:
 
 def layers(dtype: torch.dtype, width: int) -> None:
     """What runs around the blocks in inference."""
-    from tzn.kernels import fused
+    from tzn.kernels import fused, zoom
 
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(*shape, dtype=dtype)
@@ -158,9 +158,9 @@ def layers(dtype: torch.dtype, width: int) -> None:
     fused.dial(logits, mask, 0.5, 3.0, 0.05, 50)
     raw = torch.zeros(STEPS, 6)
     for gate, following in ((None, logits), (logits, logits), (logits, None)):
-        dial = fused.Dial(0.05, 0.0, 1.4, (0.1, 0.3), full=False)
-        fused.zoom_exit(x, (*norm, 1e-5), (zeros(6, WIDTH), zeros(6)), raw, mask, gate, following, torch.zeros(1), dial)
-    fused.zoom_fields(raw, 1, 8.0, 0.05)
+        dial = zoom.Dial(0.05, 0.0, 1.4, (0.1, 0.3), full=False)
+        zoom.read_exit(x, (*norm, 1e-5), (zeros(6, WIDTH), zeros(6)), raw, mask, gate, following, torch.zeros(1), dial)
+    zoom.fields(raw, 1, 8.0, 0.05)
 
 
 GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {

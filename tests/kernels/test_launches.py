@@ -64,8 +64,8 @@ STREAM = {"refinement_layers": 0, "zoom_layers": 4, "embedding_stride": 2, "firs
 def test_an_exit_of_a_boundary_stream_is_one_launch():
     names = Counter(launch.name for launch in whole_inference(2304, network=STREAM))
     assert sum(names.values()) <= 160  # 262 operator by operator
-    assert names["zoom_exit_kernel"] == 5  # the first guess, then behind every block; the gates with them
-    assert names["zoom_fields_kernel"] == 1
+    assert names["exit_kernel"] == 5  # the first guess, then behind every block; the gates with them
+    assert names["fields_kernel"] == 1
     assert names["mark_kernel"] == 4
 
 

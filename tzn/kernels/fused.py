@@ -9,7 +9,6 @@ one rounding at its end in place of one after each operator (docs of the modules
     flatten_levels   LN of every level * mask, written where the level lies in the sequence of points, with its pad
     halve            masked maximum over three steps, every second one;   lateral: (x W^T + b + doubled context) * mask
     standardise      (x - mean) / std * mask;   dial: the budget's bisection;   gates: logits to tau and gates
-    zoom_exit        a boundary stream's exit, where its block ran, and the gate of the next block;   zoom_fields: its fields
 
 Tile pictures: products take BLOCK_M steps x BLOCK_N channels over the whole depth; the three neighbours of a row are read
 where they lie, so nothing is padded or stacked, and rows shared by neighbouring tiles come out of L1 and L2. The others take
@@ -19,7 +18,6 @@ ROWS whole rows, one read and one write of each. Everything that a program write
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -120,7 +118,7 @@ def _conv(
             config = {**config, "BLOCK_N": block_width(width)}
         grid = (triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(rows, config["BLOCK_M"]))
         conv_norm_kernel[grid](
-            x, weight, x if bias is None else bias, *((x, x, x) if norm is None else norm[:2] + (_bytes(norm[2]),)), out,
+            x, weight, x if bias is None else bias, *((x, x, x) if norm is None else norm[:2] + (as_bytes(norm[2]),)), out,
             rows, steps, eps, C=depth, N=width, NORM=norm is not None, HAS_BIAS=bias is not None, ACC=acc.triton,
             PRECISION=precision(dtype), **programmatic(x.device), **config,
         )  # fmt: skip
@@ -129,7 +127,7 @@ def _conv(
     return out
 
 
-def _bytes(mask: Tensor) -> Tensor:
+def as_bytes(mask: Tensor) -> Tensor:
     """A mask as the kernels read it."""
     return mask.contiguous().view(torch.uint8)
 
@@ -196,7 +194,7 @@ def _head(
     def run(config: dict[str, int]) -> None:
         config = {**config, "BLOCK_N": min(64, block_width(width))}
         head_kernel[(triton.cdiv(width, config["BLOCK_N"]), triton.cdiv(rows, config["BLOCK_M"]))](
-            x, weight, bias, x if mask is None else _bytes(mask), out, second, rows, steps, radius, least,
+            x, weight, bias, x if mask is None else as_bytes(mask), out, second, rows, steps, radius, least,
             C=depth, N=width, KIND=kind, ACC=acc.triton, PRECISION=precision(dtype), **programmatic(x.device), **config,
         )  # fmt: skip
 
@@ -401,7 +399,7 @@ def halve(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     out_mask = torch.empty(batch, half, dtype=torch.uint8, device=x.device)
     if batch * half:
         halve_kernel[(triton.cdiv(batch * half, POOLED),)](
-            x, _bytes(mask), out, out_mask, batch * half, steps, half, D=width, BLOCK_D=triton.next_power_of_2(width),
+            x, as_bytes(mask), out, out_mask, batch * half, steps, half, D=width, BLOCK_D=triton.next_power_of_2(width),
             ROWS=POOLED, **programmatic(x.device),
         )  # fmt: skip
     return out, out_mask.view(torch.bool)
@@ -504,7 +502,7 @@ def standardise(x: Tensor, mean: Tensor, std: Tensor, mask: Tensor) -> Tensor:
     if out.numel():
         columns = min(1024, triton.next_power_of_2(width))
         standardise_kernel[(triton.cdiv(batch * steps, ROWS), triton.cdiv(width, columns))](
-            x, mean, std, _bytes(mask), out, batch * steps, D=width, ACC=accumulator(dtype).triton, BLOCK_D=columns,
+            x, mean, std, as_bytes(mask), out, batch * steps, D=width, ACC=accumulator(dtype).triton, BLOCK_D=columns,
             ROWS=ROWS, **programmatic(x.device),
         )  # fmt: skip
     return out
@@ -559,7 +557,7 @@ def dial(logits: Tensor, mask: Tensor, budget: float, saturation: float, stretch
     shift = torch.empty(batch, 1, dtype=logits.dtype, device=logits.device)
     if batch:
         dial_kernel[(batch,)](
-            logits, _bytes(mask), shift, batch, steps, budget, saturation, stretch, rounds,
+            logits, as_bytes(mask), shift, batch, steps, budget, saturation, stretch, rounds,
             ACC=accumulator(logits.dtype).triton, TILE=min(8192, max(128, triton.next_power_of_2(steps))), num_warps=16,
             **programmatic(logits.device),
         )  # fmt: skip
@@ -599,133 +597,3 @@ def gates(raw: Tensor, shift: Tensor | None, layers: int, stretch: float) -> tup
             LAYERS=layers, HAS_SHIFT=shift is not None, TILE=256, **programmatic(raw.device),
         )  # fmt: skip
     return logits, tau, table.permute(1, 2, 0)
-
-
-@triton.jit
-def exit_column(
-    y, column, within, row, live, on, gate, w_ptr, bias_ptr, raw_ptr, place: tl.constexpr,
-    D: tl.constexpr, COLUMNS: tl.constexpr, FIRST: tl.constexpr,
-):  # fmt: skip
-    """Column ``place`` of raw exits, corrected where the block ran."""
-    w = tl.load(w_ptr + place * D + column, mask=within, other=0.0).to(y.dtype)
-    read = (tl.sum(y * w[None, :], 1) + tl.load(bias_ptr + place).to(y.dtype)).to(raw_ptr.dtype.element_ty)
-    there = raw_ptr + row.to(tl.int64) * COLUMNS + place
-    if FIRST:
-        tl.store(there, read, mask=live)
-        return read
-    value = tl.load(there, mask=live, other=0.0)
-    value = tl.where(on, value + gate * read, value)
-    tl.store(there, value, mask=on)
-    return value
-
-
-@triton.jit
-def zoom_exit_kernel(
-    h_ptr, gamma_ptr, beta_ptr, w_ptr, bias_ptr, raw_ptr, mask_ptr, gate_ptr, next_ptr, shift_ptr, rows, steps, eps,
-    least, settled, ramp, low, high,
-    D: tl.constexpr, FIELDS: tl.constexpr, FIRST: tl.constexpr, NEXT: tl.constexpr, FULL: tl.constexpr,
-    HAS_SHIFT: tl.constexpr, ACC: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Rows that stopped are not read; what they said stays."""
-    after_previous(PDL)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    live = row < rows
-    if FIRST:
-        gate = (tl.load(mask_ptr + row, mask=live, other=0) != 0).to(raw_ptr.dtype.element_ty)
-        on = live
-    else:
-        gate = tl.load(gate_ptr + row, mask=live, other=0.0)
-        on = live & (gate != 0)
-    column = tl.arange(0, BLOCK_D)
-    within = column < D
-    inside = on[:, None] & within[None, :]
-    h = tl.load(h_ptr + row.to(tl.int64)[:, None] * D + column[None, :], mask=inside, other=0.0).to(ACC)
-    centred = tl.where(inside, h - (tl.sum(h, 1) / D)[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + eps)
-    gamma = tl.load(gamma_ptr + column, mask=within, other=0.0).to(ACC)
-    beta = tl.load(beta_ptr + column, mask=within, other=0.0).to(ACC)
-    y = centred * rstd[:, None] * gamma[None, :] + beta[None, :]
-    activity = tl.zeros([ROWS], raw_ptr.dtype.element_ty)
-    for field in tl.static_range(FIELDS):
-        exit_column(
-            y, column, within, row, live, on, gate, w_ptr, bias_ptr, raw_ptr, field, D, 3 * FIELDS, FIRST
-        )  # fmt: skip
-        spread = exit_column(
-            y, column, within, row, live, on, gate, w_ptr, bias_ptr, raw_ptr, FIELDS + field, D, 3 * FIELDS, FIRST
-        )  # fmt: skip
-        reach = exit_column(
-            y, column, within, row, live, on, gate, w_ptr, bias_ptr, raw_ptr, 2 * FIELDS + field, D, 3 * FIELDS, FIRST
-        )  # fmt: skip
-        if NEXT:
-            close = (1.0 / (1.0 + tl.exp(-reach)) - low) / (high - low)
-            unsure = tl.log(softplus(spread) + least) - settled
-            if HAS_SHIFT:
-                unsure += tl.load(shift_ptr + row // steps, mask=live, other=0.0)
-            unsure = 0.5 + unsure / ramp
-            of_field = tl.minimum(tl.maximum(close, 0.0), 1.0) * tl.minimum(tl.maximum(unsure, 0.0), 1.0)
-            activity = tl.maximum(activity, of_field)
-    if NEXT:
-        tl.store(next_ptr + row, gate if FULL else gate * activity, mask=live)
-
-
-class Dial(NamedTuple):
-    """When a step of a boundary stream goes on, see :class:`tzn.nn.zoom.BoundaryStream`."""
-
-    least: float  # of a scale
-    settled: float  # logarithm of the threshold
-    ramp: float
-    reach: tuple[float, float]
-    full: bool  # whether every step does
-
-
-@on_its_device
-def zoom_exit(
-    h: Tensor, norm: tuple[Tensor, Tensor, float], linear: tuple[Tensor, Tensor], raw: Tensor, mask: Tensor,
-    gate: Tensor | None, following: Tensor | None, shift: Tensor | None, dial: Dial,
-) -> None:  # fmt: skip
-    """Reads an exit of ``h`` ``[B, T, D]`` into ``raw`` ``[B * T, 3 F]`` float32, and the gate of the block behind it.
-
-    ``gate`` ``[B, T]`` float32: of the block before, where it is not 0 ``raw`` is corrected by so much of what is read; None:
-    there was none, ``raw`` is filled. ``following`` ``[B, T]`` float32: receives ``gate`` (of the first: ``mask``) times the
-    step's activity; None: not wanted. ``shift`` ``[B]``, added to the logarithm of the scale.
-    """
-    h = h.contiguous()
-    batch, steps, width = h.shape
-    if h.numel():
-        zoom_exit_kernel[(triton.cdiv(batch * steps, ROWS),)](
-            h, *norm[:2], *linear, raw, _bytes(mask), raw if gate is None else gate, raw if following is None else following,
-            raw if shift is None else shift, batch * steps, steps, norm[2], dial.least, dial.settled, dial.ramp, *dial.reach,
-            D=width, FIELDS=raw.shape[1] // 3, FIRST=gate is None, NEXT=following is not None, FULL=dial.full,
-            HAS_SHIFT=shift is not None, ACC=accumulator(h.dtype).triton, BLOCK_D=triton.next_power_of_2(width), ROWS=ROWS,
-            **programmatic(h.device),
-        )  # fmt: skip
-
-
-@triton.jit
-def zoom_fields_kernel(
-    raw_ptr, distance_ptr, scale_ptr, reach_ptr, rows, steps, radius, least,
-    FIELDS: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    after_previous(PDL)
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    live = row < rows
-    field = tl.program_id(1)
-    there = raw_ptr + row.to(tl.int64) * (3 * FIELDS) + field
-    place = ((row // steps).to(tl.int64) * FIELDS + field) * steps + row % steps
-    tl.store(distance_ptr + place, radius * tanh(tl.load(there, mask=live, other=0.0) / radius), mask=live)
-    tl.store(scale_ptr + place, softplus(tl.load(there + FIELDS, mask=live, other=0.0)) + least, mask=live)
-    tl.store(reach_ptr + place, tl.load(there + 2 * FIELDS, mask=live, other=0.0), mask=live)
-
-
-@on_its_device
-def zoom_fields(raw: Tensor, batch: int, radius: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance, scale and logit of reach, each ``[B, F, T]``, of ``raw`` ``[B * T, 3 F]``."""
-    rows, columns = raw.shape
-    shape = batch, columns // 3, rows // max(batch, 1)
-    distance, scale, reach = (torch.empty(shape, dtype=raw.dtype, device=raw.device) for _ in range(3))
-    if raw.numel():
-        zoom_fields_kernel[(triton.cdiv(rows, 256), columns // 3)](
-            raw, distance, scale, reach, rows, shape[2], radius, least, FIELDS=columns // 3, TILE=256,
-            **programmatic(raw.device),
-        )  # fmt: skip
-    return distance, scale, reach

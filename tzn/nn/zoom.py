@@ -109,7 +109,7 @@ class BoundaryStream(nn.Module):
         last_only: bool = False,
     ) -> Zoomed:
         """Exits and gates from the state of :meth:`stem`; the other arguments as of :meth:`forward`."""
-        if last_only and (kernels := fused(h, self.project.weight)) is not None:
+        if last_only and (kernels := fused(h, self.project.weight, "zoom")) is not None:
             return self._refine_fused(kernels, h, mask, gates, shift)
         if last_only and h.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self._refine_packed(h, mask, gates, shift)
@@ -169,11 +169,11 @@ class BoundaryStream(nn.Module):
             if layer:
                 h = self.blocks[layer - 1](h, mask, table[layer - 1])
             following = table[layer] if gates is None and layer < len(self.blocks) else None
-            kernels.zoom_exit(
+            kernels.read_exit(
                 h, (norm.weight, norm.bias, norm.eps), (linear.weight, linear.bias), raw, mask,
                 table[layer - 1] if layer else None, following, moved, dial,
             )  # fmt: skip
-        last = Exit(*kernels.zoom_fields(raw, mask.shape[0], self.radius, MIN_SCALE))
+        last = Exit(*kernels.fields(raw, mask.shape[0], self.radius, MIN_SCALE))
         return Zoomed((last,), table.movedim(0, -1))
 
     def stem(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:

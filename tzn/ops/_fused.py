@@ -1,4 +1,5 @@
-"""Whether layers around the blocks run as fused kernels, in plain inference: on Triton (``tzn/kernels/fused.py``), and the
+"""Whether layers around the blocks run as fused kernels, in plain inference: on Triton (``tzn/kernels/fused.py``,
+``zoom.py``), and the
 convolutions on the CPU (``csrc/cpu/product.cpp``).
 
 They are no ops: nobody may want to see, differentiate or export them. Wherever somebody might, PyTorch's own operators run.
@@ -18,9 +19,9 @@ from tzn.ops._register import _watched
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def fused(x: Tensor, weight: Tensor) -> Any | None:
+def fused(x: Tensor, weight: Tensor, module: str = "fused") -> Any | None:
     """The kernels' module where they may take ``x`` and a layer's ``weight``, else None: it runs operator by operator then."""
-    return kernels("triton", "fused") if _plain(x, weight, "triton") else None
+    return kernels("triton", module) if _plain(x, weight, "triton") else None
 
 
 def fused_conv3(x: Tensor, weight: Tensor) -> Any | None:
