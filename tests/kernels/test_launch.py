@@ -28,7 +28,10 @@ def test_every_architecture_has_every_kernel_for_both_sizes_of_numbers():
         for kernel, entries in kernels.items():
             assert {key.split("/")[0] for key in entries} == {"16", "32"}
             fields = set(next(iter(entries.values()))) - {"maxnreg"}
-            assert all(set(entry) - {"maxnreg"} == fields for entry in [*entries.values(), *launch.candidates(kernel)])
+            tried, optional = launch.candidates(kernel), {"maxnreg"}
+            if kernel in launch.PERSISTENT:
+                optional.add("PER_SM")
+            assert all(set(entry) - optional == fields for entry in [*entries.values(), *tried])
 
 
 def test_the_narrowest_entry_that_holds_the_width_is_taken(monkeypatch):
@@ -101,11 +104,12 @@ def test_autotuning_times_candidates_once_per_kernel_and_shape_class(monkeypatch
     for kernel in ("up_projection", "qkv_gradient"):
         for width in (100, 120, 200):
             launch.launch(kernel, torch.float16, width, seen.append, torch.device("cpu"))
-    tried = 1 + len(launch.candidates("linear"))
+    tried = {kernel: 1 + len(launch.candidates(kernel)) for kernel in ("up_projection", "qkv_gradient")}
+    assert tried["up_projection"] == tried["qkv_gradient"] + 4  # the only ones that may be persistent
     assert set(launch.TUNED) == {
         "sm90 up_projection 16/128", "sm90 up_projection 16/256", "sm90 qkv_gradient 16/128", "sm90 qkv_gradient 16/256",
     }  # fmt: skip
-    assert len(seen) == 4 * tried + 6
+    assert len(seen) == 2 * sum(tried.values()) + 6
 
 
 def test_every_kernel_of_a_block_is_tuned_by_its_own_name(monkeypatch):
