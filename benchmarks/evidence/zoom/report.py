@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from benchmarks.evidence.zoom import known_answer, real, risk, times, variants
 from benchmarks.lib import provenance
@@ -143,6 +144,52 @@ def fronts(runs: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+# The stream at half a step against what else there is: its own weights, and today's network.
+AGAINST = (
+    ("zoom", "uniform 0"), ("zoom", "uniform 1"), ("zoom", f"uniform {real.LAYERS}"), ("zoom", "random 0.1"),
+    ("zoom", "random 0.25"), ("atr", "uniform 1"), ("atr", "as trained"),
+)  # fmt: skip
+
+
+def paired(runs: Mapping[str, Any]) -> list[str]:
+    """Differences between points of the same seed, with a 95 % interval of Student's t over the seeds."""
+
+    def error(point: Point) -> float | None:
+        return None if point["start"] is None else 500 * (point["start"] + point["end"])
+
+    measures = (*(metric(name) for name in ("mAP 0.5:0.95", "@0.7", "@0.9")), error)
+    rows = []
+    for data in real.SETS:
+        found = {
+            (network, key.rpartition("/")[2], point["label"]): point
+            for network in ("zoom", "atr") for key in runs if key.rpartition("/")[0] == f"{data}/{network}/learned/{real.WIDTH}"
+            for point in runs[key]["points"]
+        }  # fmt: skip
+        for network, label in AGAINST:
+            pairs = [
+                (found["zoom", seed, "zoom 0.5"], other) for (kind, seed, name), other in found.items()
+                if (kind, name) == (network, label) and ("zoom", seed, "zoom 0.5") in found
+            ]  # fmt: skip
+            if len(pairs) < 2:
+                continue
+            said = []
+            for digits, read in zip((1, 1, 1, 2), measures, strict=True):
+                values = [(read(a), read(b)) for a, b in pairs]
+                differences = np.array([x - y for x, y in values if x is not None and y is not None])
+                reach = student.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
+                low, middle, high = (f"{differences.mean() + x:+.{digits}f}" for x in (-reach, 0, reach))
+                said.append(f"{middle} ({low} to {high})")
+            cost = [f"{fmean(pair[i]['gmac'] for pair in pairs):.3f}" for i in (0, 1)]
+            rows.append([data, f"{network}: {label}", str(len(pairs)), " / ".join(cost), *said])
+    if not rows:
+        return []
+    return [
+        "### The stream at a threshold of 0.5 against others, seed by seed", "",
+        "Mean difference and 95 % interval (Student's t over the seeds) of mAP and of the mean of median start and end error.",
+        "", table(["data", "against", "seeds", "GMAC, both", "0.5:0.95", "@0.7", "@0.9", "error, ms"], rows), "",
+    ]  # fmt: skip
+
+
 def risks(runs: Mapping[str, Any]) -> list[str]:
     rows = [
         [
@@ -217,7 +264,7 @@ def write(content: Mapping[str, Any], out: Path) -> None:
     runs = content["runs"]
     lines = [
         "# Zoom: depth where a boundary is not settled", "", provenance.line(content), "",
-        *known(runs), *compared(runs), *headroom(runs), *fronts(runs), *timings(runs), *risks(runs),
+        *known(runs), *compared(runs), *headroom(runs), *fronts(runs), *paired(runs), *timings(runs), *risks(runs),
     ]  # fmt: skip
     with atomic_write(out / "zoom.md") as file:
         file.write("\n".join(lines))
