@@ -91,7 +91,7 @@ stage() {
 }
 
 [ ${#dry[@]} -gt 0 ] || nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv | tee -a "$OUT/run.log" || true
-stage precompile 60 75 env -u TRITON_INTERPRET
+stage precompile 70 85 env -u TRITON_INTERPRET
 stage parity 115 135
 if [ ${#dry[@]} -eq 0 ] && command -v compute-sanitizer >/dev/null; then
   stage small_kernels 35 55 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9

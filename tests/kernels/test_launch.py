@@ -105,7 +105,7 @@ def test_autotuning_times_candidates_once_per_kernel_and_shape_class(monkeypatch
         for width in (100, 120, 200):
             launch.launch(kernel, torch.float16, width, seen.append, torch.device("cpu"))
     tried = {kernel: 1 + len(launch.candidates(kernel)) for kernel in ("up_projection", "qkv_gradient")}
-    assert tried["up_projection"] == tried["qkv_gradient"] + 4  # the only ones that may be persistent
+    assert tried["up_projection"] == tried["qkv_gradient"] + 3  # the only ones that may be persistent
     assert set(launch.TUNED) == {
         "sm90 up_projection 16/128", "sm90 up_projection 16/256", "sm90 qkv_gradient 16/128", "sm90 qkv_gradient 16/256",
     }  # fmt: skip

@@ -255,6 +255,23 @@ assert hits == [True, True], hits
 """
 
 
+FOLLOW = """
+import sys
+from benchmarks.gpu import precompile
+precompile.prepare()
+for place in (("parity", "detection"), ("parity", "persistent"), ("end_to_end", "16 bits"), ("end_to_end", "stream")):
+    for number, case in enumerate(precompile.cases_of(*place, True)):
+        assert not case.compiles or precompile.follow((*place, number), 90, True), (place, number)
+"""
+
+
+def test_whole_inferences_can_be_followed_ahead():
+    """Through their decoding as well, though nothing that they compute has a value then."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", FOLLOW], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     for program in (PRECOMPILE, LOOK):  # processes of their own: what one keeps in memory says nothing about the disk
