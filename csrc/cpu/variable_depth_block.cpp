@@ -7,31 +7,6 @@
 namespace tzn {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-void check(bool condition, const char* name, const char* expected) {
-  STD_TORCH_CHECK(condition, name, ": expected ", expected);
-}
-
-ScalarType accumulate_of(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// [rows, D] like `like`, contiguous; rows < 0: any.
-void check_rows(const Tensor& x, const Tensor& like, int64_t rows, const char* name) {
-  check(
-      x.dim() == 2 && x.size(1) == like.size(1) && (rows < 0 || x.size(0) == rows) &&
-          x.scalar_type() == like.scalar_type() && x.is_contiguous(),
-      name, "contiguous rows of the width and dtype of the others, one for each index");
-}
-
-void check_vector(const Tensor& x, const Tensor& like, int64_t size, const char* name) {
-  check(
-      x.dim() == 1 && x.size(0) == size && x.scalar_type() == accumulate_of(like) && x.is_contiguous(), name,
-      "a contiguous vector in the dtype of accumulation, of a matching size");
-}
-
 void check_stats(const Tensor& x, const Tensor& like, int64_t rows) {
   check(
       x.dim() == 2 && x.size(0) == rows && x.size(1) == 2 && x.scalar_type() == accumulate_of(like) && x.is_contiguous(),
@@ -46,26 +21,6 @@ const int64_t* checked_index(const std::optional<Tensor>& index, int64_t rows, c
   for (int64_t i = 0; i < index->size(0); ++i)
     check(at[i] >= 0 && at[i] < rows && (i == 0 || at[i] > at[i - 1]), name, "ascending rows that exist");
   return at;
-}
-
-template <typename T> T* pointer(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
-template <typename T> const T* pointer_or_null(const std::optional<Tensor>& x) {
-  return x ? static_cast<const T*>(x->data_ptr()) : nullptr;
-}
-
-// Calls run<Scalar>() for the dtype.
-template <typename Run> auto of_dtype(const Tensor& x, const char* name, Run run) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return run(float{});
-    case ScalarType::Double: return run(double{});
-    case ScalarType::BFloat16: return run(BFloat16{});
-    case ScalarType::Half: return run(Half{});
-    default: STD_TORCH_CHECK(false, name, ": expected a floating dtype");
-  }
-}
-
-template <typename Work> void over_rows(int64_t rows, Work work) {
-  torch::stable::parallel_for(0, rows, ROW_CHUNK, [&](int64_t begin, int64_t end) { work(begin, end); });
 }
 
 template <typename Scalar> void run_normalize(const NormTask<Scalar>& task, int64_t begin, int64_t end) {

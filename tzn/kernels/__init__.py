@@ -5,8 +5,20 @@ A file has the name of its op. Imported only by implementations of ops; knows no
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Dial(NamedTuple):
+    """When a step of a boundary stream goes on, see :class:`tzn.nn.zoom.BoundaryStream`."""
+
+    least: float  # of a scale
+    settled: float  # logarithm of the threshold
+    ramp: float
+    reach: tuple[float, float]
+    full: bool  # whether every step does
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

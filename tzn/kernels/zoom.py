@@ -9,13 +9,12 @@ no product of matrices, so each row moves once and weights come out of L1. field
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from tzn.kernels import Dial
 from tzn.kernels._launch import accumulator, after_previous, on_its_device, programmatic
 from tzn.kernels.fused import ROWS, as_bytes, softplus, tanh
 
@@ -87,16 +86,6 @@ def exit_kernel(
         tl.store(next_ptr + row, gate if FULL else gate * activity, mask=live)
 
 
-class Dial(NamedTuple):
-    """When a step of a boundary stream goes on, see :class:`tzn.nn.zoom.BoundaryStream`."""
-
-    least: float  # of a scale
-    settled: float  # logarithm of the threshold
-    ramp: float
-    reach: tuple[float, float]
-    full: bool  # whether every step does
-
-
 @on_its_device
 def read_exit(
     h: Tensor, norm: tuple[Tensor, Tensor, float], linear: tuple[Tensor, Tensor], raw: Tensor, mask: Tensor,
@@ -106,7 +95,8 @@ def read_exit(
 
     ``gate`` ``[B, T]`` float32: of the block before, where it is not 0 ``raw`` is corrected by so much of what is read; None:
     there was none, ``raw`` is filled. ``following`` ``[B, T]`` float32: receives ``gate`` (of the first: ``mask``) times the
-    step's activity; None: not wanted. ``shift`` ``[B]``, added to the logarithm of the scale.
+    step's activity; None: not wanted. ``shift`` ``[B]``, added to the logarithm of the scale. How many steps go on stays on
+    the device.
     """
     h = h.contiguous()
     batch, steps, width = h.shape

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tzn.kernels import Dial
 from tzn.nn.block import VariableDepthBlock
 from tzn.nn.boundary import MIN_SCALE
 from tzn.nn.conv import Conv3, conv_layers
@@ -93,8 +94,8 @@ class BoundaryStream(nn.Module):
             mask: ``[B, T]`` bool.
             gates: ``[B, T, L]`` in [0, 1], given in place of the stream's own.
             shift: ``[B, 1]``, logarithm of the factor that divides the threshold.
-            last_only: the exits before the last are not wanted; without gradients on the CPU an exit is read only where
-                its block ran then, and nothing but a copy is as long as the recording.
+            last_only: the exits before the last are not wanted; without gradients an exit is read by one kernel then, only
+                where its block ran.
         """
         h = self.stem(x, context, mask)
         return self.refine(h, mask, gates=gates, shift=shift, last_only=last_only)
@@ -111,8 +112,6 @@ class BoundaryStream(nn.Module):
         """Exits and gates from the state of :meth:`stem`; the other arguments as of :meth:`forward`."""
         if last_only and (kernels := fused(h, self.project.weight, "zoom")) is not None:
             return self._refine_fused(kernels, h, mask, gates, shift)
-        if last_only and h.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._refine_packed(h, mask, gates, shift)
         raw = self._read(0, h.flatten(0, 1))
         exits, chosen = [self._exit(raw, mask)], []
         gate = mask.float()
@@ -125,54 +124,27 @@ class BoundaryStream(nn.Module):
         stacked = torch.stack(chosen, dim=-1) if chosen else gate.new_zeros(*mask.shape, 0)
         return Zoomed(tuple(exits[-1:] if last_only else exits), stacked)
 
-    def _refine_packed(self, h: Tensor, mask: Tensor, gates: Tensor | None, shift: Tensor | None) -> Zoomed:
-        """The same with the rows of active steps side by side: a step that stopped is not looked at again."""
-        steps = mask.shape[1]
-        raw = self._read(0, h.flatten(0, 1))
-        chosen = raw.new_zeros(len(self.blocks), raw.shape[0])
-        if gates is not None:
-            chosen = (gates * mask.unsqueeze(-1)).flatten(0, 1).t().contiguous()
-        elif self.blocks:
-            at, gate, rows = None, mask.flatten().to(raw.dtype), raw
-        for layer, block in enumerate(self.blocks):
-            if gates is None:
-                moved = None if shift is None else shift.expand(mask.shape[0], 1).flatten()
-                if moved is not None and moved.numel() > 1:
-                    moved = moved.repeat_interleave(steps) if at is None else moved[at // steps]
-                gate = gate * self._activity(rows, moved)
-                on = gate.nonzero().squeeze(1)
-                at, gate = on if at is None else at[on], gate[on]
-                chosen[layer, at] = gate
-            else:
-                at = chosen[layer].nonzero().squeeze(1)
-                gate = chosen[layer, at]
-            if not at.numel():
-                if gates is None:
-                    break  # what stopped stays stopped
-                continue
-            h = block(h, mask, chosen[layer].view(mask.shape))
-            rows = torch.addcmul(raw[at], self._read(layer + 1, h.flatten(0, 1)[at]), gate.unsqueeze(-1))
-            raw[at] = rows
-        return Zoomed((self._exit(raw, mask),), chosen.t().unflatten(0, mask.shape))
-
     def _refine_fused(
         self, kernels: Any, h: Tensor, mask: Tensor, gates: Tensor | None, shift: Tensor | None
     ) -> Zoomed:
-        """The same with two launches for an exit and the gate behind it; the host never learns which steps go on."""
+        """The same with one call for an exit and the gate behind it, which looks at no step that stopped."""
         raw = h.new_empty(mask.numel(), 3 * self.num_fields, dtype=torch.float32)
         table = raw.new_empty(len(self.blocks), *mask.shape)
         if gates is not None:
             table.copy_((gates * mask.unsqueeze(-1)).movedim(-1, 0))
         moved = None if shift is None else shift.expand(mask.shape[0], 1).flatten().float().contiguous()
-        dial = kernels.Dial(MIN_SCALE, math.log(self.threshold), RAMP, REACH, self.full_depth)
+        dial = Dial(MIN_SCALE, math.log(self.threshold), RAMP, REACH, self.full_depth)
         for layer, (norm, linear) in enumerate(zip(self.exit_norms, self.exits, strict=True)):
             if layer:
                 h = self.blocks[layer - 1](h, mask, table[layer - 1])
             following = table[layer] if gates is None and layer < len(self.blocks) else None
-            kernels.read_exit(
+            running = kernels.read_exit(
                 h, (norm.weight, norm.bias, norm.eps), (linear.weight, linear.bias), raw, mask,
                 table[layer - 1] if layer else None, following, moved, dial,
             )  # fmt: skip
+            if running == 0 and following is not None:  # what stopped stays stopped
+                table[layer:] = 0
+                break
         last = Exit(*kernels.fields(raw, mask.shape[0], self.radius, MIN_SCALE))
         return Zoomed((last,), table.movedim(0, -1))
 
@@ -190,22 +162,13 @@ class BoundaryStream(nn.Module):
 
         Without gradient: a scale must say how sure the distance is, not ask for a block.
         """
-        return self._ramps(last.scale, last.reach, None if shift is None else shift.unsqueeze(-1))
-
-    def _activity(self, rows: Tensor, shift: Tensor | None) -> Tensor:
-        """The same ``[N]`` of raw exits ``[N, 3 F]``; ``shift``: ``[N]`` or ``[1]``."""
-        _, spread, reach = rows.split(self.num_fields, dim=1)
-        return self._ramps(F.softplus(spread) + MIN_SCALE, reach, None if shift is None else shift.unsqueeze(-1))
-
-    def _ramps(self, scale: Tensor, reach: Tensor, shift: Tensor | None) -> Tensor:
-        """Activity of fields that lie along dimension 1."""
         if self.full_depth:
-            return torch.ones_like(scale).amax(dim=1)
+            return torch.ones_like(last.scale).amax(dim=1)
         low, high = REACH
-        close = ((reach.sigmoid() - low) / (high - low)).clamp(0, 1)
-        unsure = scale.log() - math.log(self.threshold)
+        close = ((last.reach.sigmoid() - low) / (high - low)).clamp(0, 1)
+        unsure = last.scale.log() - math.log(self.threshold)
         if shift is not None:
-            unsure = unsure + shift
+            unsure = unsure + shift.unsqueeze(-1)
         return (close * (0.5 + unsure / RAMP).clamp(0, 1)).amax(dim=1)
 
     def _read(self, layer: int, rows: Tensor) -> Tensor:

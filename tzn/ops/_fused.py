@@ -1,6 +1,5 @@
 """Whether layers around the blocks run as fused kernels, in plain inference: on Triton (``tzn/kernels/fused.py``,
-``zoom.py``), and the
-convolutions on the CPU (``csrc/cpu/product.cpp``).
+``zoom.py``), and on the CPU convolutions (``csrc/cpu/product.cpp``) and exits (``csrc/cpu/boundary_stream.cpp``).
 
 They are no ops: nobody may want to see, differentiate or export them. Wherever somebody might, PyTorch's own operators run.
 """
@@ -16,12 +15,17 @@ from torch import Tensor
 from tzn.ops._backend import choose_backend, kernels
 from tzn.ops._register import _watched
 
+ON_CPU = ("zoom",)  # modules that the CPU has too
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 def fused(x: Tensor, weight: Tensor, module: str = "fused") -> Any | None:
     """The kernels' module where they may take ``x`` and a layer's ``weight``, else None: it runs operator by operator then."""
-    return kernels("triton", module) if _plain(x, weight, "triton") else None
+    if _plain(x, weight, "triton"):
+        return kernels("triton", module)
+    if module in ON_CPU and x.device.type == "cpu" and _plain(x, weight, "cpp"):
+        return kernels("cpp", module)
+    return None
 
 
 def fused_conv3(x: Tensor, weight: Tensor) -> Any | None:
