@@ -21,11 +21,11 @@ const float* steps_of(const std::optional<Tensor>& x, int64_t size, const char* 
   return data<const float>(*x);
 }
 
-// dial: least, settled, ramp, low, high of csrc/cpu/boundary_stream.h.
+// The last six arguments are a Dial.
 int64_t read_exit(
     Tensor h, Tensor norm_weight, Tensor norm_bias, double eps, Tensor weight, Tensor bias, Tensor raw, Tensor mask,
-    std::optional<Tensor> gate, std::optional<Tensor> next, std::optional<Tensor> moved, std::vector<double> dial,
-    bool full) {
+    std::optional<Tensor> gate, std::optional<Tensor> next, std::optional<Tensor> moved, double least,
+    double settled, double ramp, double low, double high, bool full) {
   check(h.dim() == 3 && h.is_contiguous(), "h", "contiguous [B, T, D]");
   const int64_t batch = h.size(0), steps = h.size(1), width = h.size(2), rows = batch * steps;
   check_vector(norm_weight, h, width, "norm weight"), check_vector(norm_bias, h, width, "norm bias");
@@ -39,8 +39,7 @@ int64_t read_exit(
           raw.is_contiguous(),
       "raw", "contiguous float32 [B T, 3 F]");
   check(mask.numel() == rows && mask.scalar_type() == ScalarType::Bool && mask.is_contiguous(), "mask", "contiguous bool [B, T]");
-  check(dial.size() == 5, "dial", "five numbers");
-  const auto number = [&](int i) { return static_cast<float>(dial[i]); };
+  const auto number = [](double x) { return static_cast<float>(x); };
   std::atomic<int64_t> running{0};
   of_dtype(h, "h", [&](auto tag) {
     using Scalar = decltype(tag);
@@ -49,7 +48,7 @@ int64_t read_exit(
         pointer<const Scalar>(h), pointer<const F>(norm_weight), pointer<const F>(norm_bias), static_cast<F>(eps),
         pointer<const F>(weight), pointer<const F>(bias), width, weight.size(0), pointer<float>(raw), pointer<const bool>(mask),
         steps_of(gate, rows, "gate"), const_cast<float*>(steps_of(next, rows, "next")), steps_of(moved, batch, "moved"),
-        steps, {number(0), number(1), number(2), number(3), number(4), full}};
+        steps, {number(least), number(settled), number(ramp), number(low), number(high), full}};
     torch::stable::parallel_for(0, rows, EXIT_CHUNK, [&](int64_t begin, int64_t end) { running += run(task, begin, end); });
   });
   return running;
@@ -61,7 +60,8 @@ int64_t read_exit(
 STABLE_TORCH_LIBRARY_FRAGMENT(tzn_native, m) {
   m.def(
       "read_exit(Tensor h, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight, Tensor bias, Tensor(a!) raw, "
-      "Tensor mask, Tensor? gate, Tensor(b!)? next, Tensor? moved, float[] dial, bool full) -> int");
+      "Tensor mask, Tensor? gate, Tensor(b!)? next, Tensor? moved, float least, float settled, float ramp, float low, "
+      "float high, bool full) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tzn_native, CPU, m) { m.impl("read_exit", TORCH_BOX(&tzn::read_exit)); }

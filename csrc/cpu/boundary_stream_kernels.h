@@ -107,7 +107,10 @@ template <typename Scalar> void exit_rows(const ExitTask<Scalar>& task, int64_t 
     }
     if (!count) break;
     F* x = rows.data();
-    for (int a = 0; a < count; ++a) widen(task.h + chosen[a] * width, x + a * stride, width);
+    for (int a = 0; a < count; ++a) {
+      widen(task.h + chosen[a] * width, x + a * stride, width);
+      for (int64_t c = width; c < stride; ++c) x[a * stride + c] = 0;  // the norm of a row that is not finite left NaN there
+    }
     normalize_together(x, stride, width, norm.data(), norm.data() + stride, task.eps);
     for (int64_t v = 0; v < places; v += LANES<F>) {
       Vec<F> sums[EXIT_ROWS];

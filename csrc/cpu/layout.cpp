@@ -5,7 +5,7 @@
 namespace tzn {
 namespace {
 
-int64_t layout() { return 4; }
+int64_t layout() { return 5; }
 
 }  // namespace
 }  // namespace tzn

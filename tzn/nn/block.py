@@ -68,11 +68,9 @@ class VariableDepthBlock(nn.Module):
         return self.position_bias.shape[1]
 
     def weights(self) -> ops.BlockWeights:
-        return ops.BlockWeights(
-            self.norm1.weight, self.norm1.bias, self.query.weight, self.query.bias,
-            self.key_value.weight, self.key_value.bias, self.position_bias, self.output.weight, self.output.bias,
-            self.norm2.weight, self.norm2.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias,
-        )  # fmt: skip
+        before, after = (self.norm1, self.query, self.key_value), (self.output, self.norm2, self.up, self.down)
+        first, last = ([x for part in parts for x in (part.weight, part.bias)] for parts in (before, after))
+        return ops.BlockWeights._make([*first, self.position_bias, *last])
 
     def forward(self, x: Tensor, mask: Tensor, gate: Tensor | None = None) -> Tensor:
         """``x`` ``[B, T, D]``, ``mask`` ``[B, T]`` bool, ``gate`` ``[B, T]`` >= 0 (None: 1) to ``[B, T, D]``."""

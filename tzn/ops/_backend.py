@@ -111,7 +111,7 @@ def missing_native() -> str | None:
 
 
 # Of the raw kernels' arguments; changes with every change of them (csrc/cpu/layout.cpp), so that an old build is noticed.
-LAYOUT = 4
+LAYOUT = 5
 
 
 @cache

@@ -13,6 +13,8 @@ from tzn.ops._checks import check_device, check_floating, check_mask, check_shap
 from tzn.ops._register import define_with_gradients
 from tzn.reference import BlockWeights
 
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+MOST_PASSED = 256  # kinds of weights, on all devices
 MAX_TRITON_WIDTH = 256  # channels per head
 # The others are computed in the residual stream's precision.
 LINEAR = tuple(name for name in BlockWeights._fields if not name.startswith(("norm", "position")))
@@ -58,9 +60,19 @@ VECTORS = tuple(
 )
 
 
+_PASSED: set[Any] = (
+    set()
+)  # what _check_weights looks at, of weights that were right: a tenth of a short recording's block
+
+
 def _check_weights(weights: BlockWeights, x: Tensor) -> None:
     if not isinstance(weights, tuple) or len(weights) != len(BlockWeights._fields):
         raise TypeError(f"weights: got {type(weights).__name__}, expected BlockWeights")
+    kind = None
+    if all(type(w) in PLAIN_TENSORS for w in weights) and not torch.compiler.is_compiling():
+        kind = x.shape[2], x.device, *((w.shape, w.dtype, w.device, w.layout) for w in weights)
+        if kind in _PASSED:
+            return
     for name, tensor in zip(BlockWeights._fields, weights, strict=True):
         check_floating(f"weights.{name}", tensor)
         check_device(f"weights.{name}", tensor, x.device)
@@ -81,6 +93,8 @@ def _check_weights(weights: BlockWeights, x: Tensor) -> None:
         size = sizes.get(name, width)
         if getattr(weights, name).shape != (size,):  # [1, D] would compute, and have no gradient
             check_shape(f"weights.{name}", getattr(weights, name), f"[{size}]", size)
+    if kind is not None and len(_PASSED) < MOST_PASSED:
+        _PASSED.add(kind)
 
 
 def _cast(weights: BlockWeights, x: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Exits of a boundary stream in inference on the CPU: ``csrc/cpu/boundary_stream.cpp``, as ``tzn/kernels/zoom.py`` on Triton."""
+"""Exits of a boundary stream in inference on the CPU (``csrc/cpu/boundary_stream.cpp``); ``tzn/kernels/zoom.py``: on Triton."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def read_exit(
     weights = (x.to(dtype).contiguous() for x in (*norm[:2], *linear))
     return torch.ops.tzn_native.read_exit(  # type: ignore[no-any-return]
         h.contiguous(), next(weights), next(weights), norm[2], next(weights), next(weights), raw, mask.contiguous(), gate,
-        following, shift, [dial.least, dial.settled, dial.ramp, *dial.reach], dial.full,
+        following, shift, dial.least, dial.settled, dial.ramp, *dial.reach, dial.full,
     )  # fmt: skip
 
 
 def fields(raw: Tensor, batch: int, radius: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """Distance, scale and logit of reach, each ``[B, F, T]``, of ``raw`` ``[B * T, 3 F]``."""
-    distance, spread, reach = raw.unflatten(0, (batch, -1)).movedim(2, 0).contiguous().unflatten(0, (3, -1)).unbind()
+    rows, columns = raw.shape
+    by_step = raw.view(batch, rows // max(batch, 1), columns)
+    distance, spread, reach = by_step.movedim(2, 0).contiguous().unflatten(0, (3, columns // 3)).unbind()
     found = distance.div_(radius).tanh_().mul_(radius), F.softplus(spread).add_(least), reach
     return tuple(x.movedim(0, 1) for x in found)  # type: ignore[return-value]
