@@ -160,7 +160,7 @@ def layers(dtype: torch.dtype, width: int) -> None:
     for gate, following in ((None, logits), (logits, logits), (logits, None)):
         dial = zoom.Dial(0.05, 0.0, 1.4, (0.1, 0.3), full=False)
         zoom.read_exit(x, (*norm, 1e-5), (zeros(6, WIDTH), zeros(6)), raw, mask, gate, following, torch.zeros(1), dial)
-    zoom.fields(raw, 1, 8.0, 0.05)
+    zoom.fields(raw, mask.shape, 8.0, 0.05)
 
 
 GROUPS: dict[str, Callable[[torch.dtype, int], None]] = {

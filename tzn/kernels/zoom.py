@@ -127,14 +127,15 @@ def fields_kernel(
 
 
 @on_its_device
-def fields(raw: Tensor, batch: int, radius: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance, scale and logit of reach, each ``[B, F, T]``, of ``raw`` ``[B * T, 3 F]``."""
-    rows, columns = raw.shape
-    shape = batch, columns // 3, rows // max(batch, 1)
-    distance, scale, reach = (torch.empty(shape, dtype=raw.dtype, device=raw.device) for _ in range(3))
+def fields(raw: Tensor, shape: torch.Size, radius: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance, scale and logit of reach, each ``[B, F, T]``, of ``raw`` ``[B * T, 3 F]``; ``shape``: B, T."""
+    (rows, columns), (batch, steps) = raw.shape, shape
+    distance, scale, reach = (
+        torch.empty(batch, columns // 3, steps, dtype=raw.dtype, device=raw.device) for _ in range(3)
+    )
     if raw.numel():
         fields_kernel[(triton.cdiv(rows, 256), columns // 3)](
-            raw, distance, scale, reach, rows, shape[2], radius, least, FIELDS=columns // 3, TILE=256,
+            raw, distance, scale, reach, rows, steps, radius, least, FIELDS=columns // 3, TILE=256,
             **programmatic(raw.device),
         )  # fmt: skip
     return distance, scale, reach

@@ -145,7 +145,7 @@ class BoundaryStream(nn.Module):
             if running == 0 and following is not None:  # what stopped stays stopped
                 table[layer:] = 0
                 break
-        last = Exit(*kernels.fields(raw, mask.shape[0], self.radius, MIN_SCALE))
+        last = Exit(*kernels.fields(raw, mask.shape, self.radius, MIN_SCALE))
         return Zoomed((last,), table.movedim(0, -1))
 
     def stem(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:

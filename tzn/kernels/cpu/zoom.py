@@ -22,10 +22,9 @@ def read_exit(
     )  # fmt: skip
 
 
-def fields(raw: Tensor, batch: int, radius: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance, scale and logit of reach, each ``[B, F, T]``, of ``raw`` ``[B * T, 3 F]``."""
-    rows, columns = raw.shape
-    by_step = raw.view(batch, rows // max(batch, 1), columns)
-    distance, spread, reach = by_step.movedim(2, 0).contiguous().unflatten(0, (3, columns // 3)).unbind()
+def fields(raw: Tensor, shape: torch.Size, radius: float, least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance, scale and logit of reach, each ``[B, F, T]``, of ``raw`` ``[B * T, 3 F]``; ``shape``: B, T."""
+    by_field = raw.view(*shape, raw.shape[1]).movedim(2, 0).contiguous()
+    distance, spread, reach = by_field.unflatten(0, (3, raw.shape[1] // 3)).unbind()
     found = distance.div_(radius).tanh_().mul_(radius), F.softplus(spread).add_(least), reach
     return tuple(x.movedim(0, 1) for x in found)  # type: ignore[return-value]
