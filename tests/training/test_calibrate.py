@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -291,8 +292,9 @@ def zoomed(tmp_path_factory):
     return place / "run"
 
 
-def points_of_map(run, data, threshold):
-    """mAP of every held-out recording at a threshold; None: with all blocks on all steps, by depths given from outside."""
+def by_recording(run, data, threshold):
+    """mAP and boundary error of every held-out recording at a threshold; None: all blocks on all steps, by depths from
+    outside."""
     checkpoint = load_checkpoint(run_checkpoint(run))
     config = config_from_dict(checkpoint.config)
     config = dataclasses.replace(config, inference=config.inference.replace(threshold=threshold))
@@ -303,15 +305,23 @@ def points_of_map(run, data, threshold):
     found = evaluate_checkpoint(checkpoint, data, split="validation", config=config, progress=False)
     annotations = load_split_annotations(data, config.data, checkpoint.classes)
     held = [r for r in select_recordings(annotations, config.data, "validation") if len(r.segments)]
-    scores = [evaluate([r], found.detections, checkpoint.classes, config.evaluation).score.average_mAP for r in held]
-    return 100 * np.array(scores), found.gmac
+    reports = [evaluate([r], found.detections, checkpoint.classes, config.evaluation) for r in held]
+    errors = []
+    for overall in (r.errors["overall"] for r in reports):
+        errors.append((overall["start"]["median"] + overall["end"]["median"]) / 2 if overall["matched"] else math.inf)
+    return 100 * np.array([r.score.average_mAP for r in reports]), np.array(errors), found.gmac
 
 
-@pytest.mark.parametrize("allowed", [1.0, 8.0])
-def test_a_dial_with_a_promise_is_chosen_and_stored(zoomed, tmp_path, capsys, allowed):
+@pytest.mark.parametrize(("allowed", "allowed_error"), [(1.0, None), (8.0, None), (8.0, 0.05), (100.0, 0.2)])
+def test_a_dial_with_a_promise_is_chosen_and_stored(zoomed, tmp_path, capsys, allowed, allowed_error):
     data, run, risk = zoomed.parent / "data", shutil.copytree(zoomed, tmp_path / "run"), 0.3
-    (full, cost), curves = points_of_map(run, data, None), [points_of_map(run, data, t) for t in THRESHOLDS]
-    harmed = np.maximum.accumulate([full - scores > allowed for scores, _ in curves]).sum(1)
+    (full, error, cost), curves = by_recording(run, data, None), [by_recording(run, data, t) for t in THRESHOLDS]
+    worse = [full - scores > allowed for scores, _, _ in curves]
+    if allowed_error is not None:
+        less_exact = [errors > error + allowed_error for _, errors, _ in curves]  # infinite where nothing is found
+        assert np.any(less_exact)  # else nothing was tested
+        worse = [a | b for a, b in zip(worse, less_exact, strict=True)]
+    harmed = np.maximum.accumulate(worse).sum(1)
     fits = (harmed + 1) / (len(full) + 1) <= risk
     arguments = [
         "calibrate",
@@ -323,8 +333,9 @@ def test_a_dial_with_a_promise_is_chosen_and_stored(zoomed, tmp_path, capsys, al
         str(risk),
         "--allowed",
         str(allowed),
+        *([] if allowed_error is None else ["--allowed-error", str(allowed_error)]),
     ]
-    assert fits.any() or allowed == 1.0  # one of the two at least stores a threshold
+    assert fits.any() or allowed < 10  # one of them at least stores a threshold
     if not fits.any():
         assert main(arguments) == 2
         assert "no threshold chosen: even 0.25 costs" in capsys.readouterr().err
@@ -334,7 +345,7 @@ def test_a_dial_with_a_promise_is_chosen_and_stored(zoomed, tmp_path, capsys, al
     dial = json.loads(capsys.readouterr().out)["dial"]
     assert dial["threshold"] == THRESHOLDS[wanted] and dial["harmed"] == harmed[wanted] and dial["groups"] == len(full)
     assert dial["full_mAP"] == pytest.approx(full.mean()) and dial["mAP"] == pytest.approx(curves[wanted][0].mean())
-    assert dial["saved"] == pytest.approx(1 - curves[wanted][1] / cost) and dial["saved"] > 0
+    assert dial["saved"] == pytest.approx(1 - curves[wanted][2] / cost) and dial["saved"] > 0
     # From then on the run goes by it, and its calibration is that of this threshold.
     checkpoint = load_checkpoint(run_checkpoint(run))
     assert checkpoint.config["inference"]["threshold"] == THRESHOLDS[wanted]
@@ -349,6 +360,8 @@ def test_a_dial_that_can_not_be_promised_is_refused(zoomed, capsys):
     for arguments, message in (
         ([zoomed, "--risk", "1.5"], "--risk 1.5: expected a share"),
         ([zoomed, "--risk", "0.3", "--allowed", "-1"], "--allowed -1: expected points"),
+        ([zoomed, "--risk", "0.3", "--allowed-error", "-1"], "--allowed-error -1: expected seconds"),
+        ([zoomed, "--allowed-error", "0.1"], "--allowed-error: belongs to --risk"),
         ([zoomed, "--risk", "0.02"], "groups promise no risk of 0.02: expected at least 49"),
     ):
         path, *rest = map(str, arguments)

@@ -40,6 +40,10 @@ def add_calibrate(commands: Commands) -> None:
         "share of new groups loses more than --allowed points of mAP against full depth",
     )  # fmt: skip
     p.add_argument("--allowed", type=float, default=1.0, metavar="POINTS", help="points of mAP, see --risk (1)")
+    p.add_argument(
+        "--allowed-error", type=float, metavar="SECONDS",
+        help="with --risk: a group is also harmed where its boundary error (mean of median start and end) grows by more",
+    )  # fmt: skip
     p.add_argument("--out", type=Path, help="folder for the fold models (default: RUN/calibration)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--no-progress", action="store_true", help="no progress bars")
@@ -51,6 +55,7 @@ def _calibrate(o: argparse.Namespace) -> None:
 
     report = calibrate(
         o.checkpoint, o.data, folds=o.folds, group=o.group, fold_runs=o.fold_run, held_out=o.held_out,
-        risk=o.risk, allowed=o.allowed, out=o.out, device=o.device, progress=not (o.no_progress or o.quiet), say=LOG.warning,
+        risk=o.risk, allowed=o.allowed, allowed_error=o.allowed_error, out=o.out, device=o.device,
+        progress=not (o.no_progress or o.quiet), say=LOG.warning,
     )  # fmt: skip
     print(json.dumps(report.to_dict()) if o.json else report.text())

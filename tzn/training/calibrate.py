@@ -35,10 +35,10 @@ from tzn.data.groups import group_folds, recording_groups
 from tzn.data.stores import located
 from tzn.detections import Detections
 from tzn.errors import ConfigError, DataError
-from tzn.evaluation.boundary_error import boundary_errors
+from tzn.evaluation.boundary_error import SIDES, boundary_errors
 from tzn.evaluation.detection_map import matched
 from tzn.evaluation.flat import GroundTruth, flatten
-from tzn.evaluation.report import evaluate
+from tzn.evaluation.report import EvaluationReport, evaluate
 from tzn.inference.localize import candidates, suppress
 from tzn.models import Localizer, TemporalZoomNet
 from tzn.models.checkpoint import LoadedCheckpoint, load_checkpoint, run_checkpoint
@@ -92,7 +92,8 @@ class Dial(NamedTuple):
 
     Attributes:
         threshold: chosen ``inference.threshold``, grid steps.
-        risk: promised: at most this share of new groups loses more than ``allowed`` points of mAP against full depth.
+        risk: promised: at most this share of new groups loses more than ``allowed`` points of mAP against full depth, or (if
+            it is not None) gains more than ``allowed_error`` seconds of boundary error.
         groups, harmed: how many with segments it was chosen on, and how many of them it (or a smaller threshold) harms.
         mAP, full_mAP: percent, mean over groups, at the threshold and at full depth.
         saved: share of the whole network's multiply-adds at full depth that it does without.
@@ -101,6 +102,7 @@ class Dial(NamedTuple):
     threshold: float
     risk: float
     allowed: float
+    allowed_error: float | None
     groups: int
     harmed: int
     mAP: float
@@ -109,10 +111,13 @@ class Dial(NamedTuple):
 
     def text(self) -> str:
         """For a terminal."""
+        worse = f"lose more than {self.allowed:g} points"
+        if self.allowed_error is not None:
+            worse += f" or {self.allowed_error:g} s of boundary error"
         return (
             f"threshold {self.threshold:g}: {100 * self.saved:.0f} % of the multiply-adds of full depth saved, mAP "
-            f"{self.mAP:.1f} for {self.full_mAP:.1f}; {self.harmed} of {self.groups} groups lose more than "
-            f"{self.allowed:g} points, a new one with a chance of at most {100 * self.risk:g} %"
+            f"{self.mAP:.1f} for {self.full_mAP:.1f}; {self.harmed} of {self.groups} groups "
+            f"{worse}, a new one with a chance of at most {100 * self.risk:g} %"
         )
 
 
@@ -174,6 +179,7 @@ def calibrate(
     held_out: bool = False,
     risk: float | None = None,
     allowed: float = ALLOWED,
+    allowed_error: float | None = None,
     out: Path | None = None,
     device: str = "cpu",
     progress: bool = True,
@@ -197,8 +203,8 @@ def calibrate(
     Raises:
         ConfigError: folds that do not fit the groups, fold runs of another model or with a group on both sides,
             ``held_out`` without validation recordings, ``risk`` for a network without a boundary stream or outside (0, 1),
-            a negative ``allowed``. DataError: unusable data, too few right detections or groups, a risk that no threshold
-            keeps.
+            a negative ``allowed`` or ``allowed_error``, the latter without ``risk``. DataError: unusable data, too few right
+            detections or groups, a risk that no threshold keeps.
         CheckpointError, TrainingError, StoppedError: as of training.
     """
     path = run_checkpoint(Path(run))
@@ -209,7 +215,9 @@ def calibrate(
             "--held-out and --fold-run exclude each other: either the run's own recordings, or fold models"
         )
     if risk is not None:
-        _check_dial(checkpoint.model, risk, allowed)
+        _check_dial(checkpoint.model, risk, allowed, allowed_error)
+    elif allowed_error is not None:
+        raise ConfigError("--allowed-error: belongs to --risk, which is not given")
     judged: Judged
     if held_out:
         if not config.data.validation:
@@ -223,7 +231,7 @@ def calibrate(
         source = f"{len(runs)} folds"
     dial = None
     if risk is not None:
-        dial = choose_dial(judged, data, group, risk, allowed, device)
+        dial = choose_dial(judged, data, group, risk, allowed, allowed_error, device)
         config = dataclasses.replace(config, inference=config.inference.replace(threshold=dial.threshold))
         judged = [(one, dataclasses.replace(its, inference=config.inference)) for one, its in judged]
     parts = [held_out_by(one, its, data, group, device) for one, its in judged]
@@ -247,18 +255,26 @@ def calibrate(
 
 
 def choose_dial(
-    judged: Judged, data: Path, group: str | None, risk: float, allowed: float = ALLOWED, device: str = "cpu"
+    judged: Judged,
+    data: Path,
+    group: str | None,
+    risk: float,
+    allowed: float = ALLOWED,
+    allowed_error: float | None = None,
+    device: str = "cpu",
 ) -> Dial:
     """The largest of :data:`THRESHOLDS` at which at most a share ``risk`` of new groups loses more than ``allowed`` points of
-    mAP (mean over ``evaluation.tiou``) against all blocks on all steps.
+    mAP (mean over ``evaluation.tiou``) against all blocks on all steps, or finds its boundaries worse.
 
     Args:
         judged: models with a boundary stream, and configurations whose ``data.validation`` names what each has not seen.
+        allowed_error: seconds by which a group's boundary error may grow: the mean of the median errors of starts and ends
+            of right detections, infinite where there are none. None: boundaries are judged by mAP alone.
 
     Raises:
         ConfigError: a group is both held out and trained on. DataError: too few groups, or too many harmed at every threshold.
     """
-    lost: list[list[float]] = []  # by group, then threshold
+    lost: list[np.ndarray] = []  # by group: points of mAP and seconds of boundary error, [2, K]
     maps, full_maps, work = np.zeros(len(THRESHOLDS)), 0.0, np.zeros(len(THRESHOLDS) + 1)
     for checkpoint, config in judged:
         dataset, names = _unseen(checkpoint, config, data, group)
@@ -272,32 +288,39 @@ def choose_dial(
             with _full_depth(model, threshold is None):
                 found, count = _found(model, dataset, inference, device)
             work[k] += count
-            scores.append(
-                [
-                    100 * evaluate(of, found, checkpoint.classes, config.evaluation).score.average_mAP
-                    for of in members.values()
-                ]
-            )
-        full_maps += sum(scores[0])
-        maps += np.sum(scores[1:], axis=1)
-        lost += (np.array(scores[0]) - np.array(scores[1:])).T.tolist()
-    groups, harmed = len(lost), np.maximum.accumulate(np.array(lost) > allowed, axis=1)
+            reports = (evaluate(of, found, checkpoint.classes, config.evaluation) for of in members.values())
+            scores.append([(100 * r.score.average_mAP, -_boundary_error(r)) for r in reports])
+        of_all = np.array(scores).reshape(len(scores), -1, 2)  # [1 + K, G, 2]
+        full_maps += of_all[0, :, 0].sum()
+        maps += of_all[1:, :, 0].sum(1)
+        with np.errstate(invalid="ignore"):  # infinite at both: nothing is lost
+            lost += list((of_all[0] - of_all[1:]).transpose(1, 2, 0))
+    limits = np.array([allowed, math.inf if allowed_error is None else allowed_error])
+    worse = (np.array(lost).reshape(-1, 2, len(THRESHOLDS)) > limits[:, None]).any(1)
+    groups, harmed = len(lost), np.maximum.accumulate(worse, axis=1)
     try:
         chosen = controlled(harmed, risk)
     except ValueError as error:
         raise DataError(f"no threshold chosen: {error} (group, or folds, of held-out recordings)") from None
     if chosen is None:
+        more = "" if allowed_error is None else f" or {allowed_error:g} s of boundary error"
         raise DataError(
             f"no threshold chosen: even {THRESHOLDS[0]:g} costs {harmed[:, 0].sum()} of {groups} groups more than {allowed:g} "
-            f"points of mAP; expected at most {math.floor(risk * (groups + 1) + 1e-9) - 1} for a risk of {risk:g}"
+            f"points of mAP{more}; expected at most {math.floor(risk * (groups + 1) + 1e-9) - 1} for a risk of {risk:g}"
         )
     return Dial(
-        THRESHOLDS[chosen], risk, allowed, groups, int(harmed[:, chosen].sum()), float(maps[chosen] / groups),
+        THRESHOLDS[chosen], risk, allowed, allowed_error, groups, int(harmed[:, chosen].sum()), float(maps[chosen] / groups),
         full_maps / groups, float(1 - work[chosen + 1] / work[0]),
     )  # fmt: skip
 
 
-def _check_dial(model: Localizer, risk: float, allowed: float) -> None:
+def _boundary_error(report: EvaluationReport) -> float:
+    """Seconds: the mean of the median errors of starts and ends."""
+    overall = report.errors["overall"]
+    return float(np.mean([overall[side]["median"] for side in SIDES])) if overall["matched"] else math.inf
+
+
+def _check_dial(model: Localizer, risk: float, allowed: float, allowed_error: float | None) -> None:
     if not isinstance(model, TemporalZoomNet) or model.boundary_stream is None:
         raise ConfigError(
             "--risk: this network has no boundary stream (model.zoom_layers) whose threshold could be chosen"
@@ -306,6 +329,8 @@ def _check_dial(model: Localizer, risk: float, allowed: float) -> None:
         raise ConfigError(f"--risk {risk:g}: expected a share in (0, 1)")
     if not allowed >= 0:
         raise ConfigError(f"--allowed {allowed:g}: expected points of mAP >= 0")
+    if allowed_error is not None and not allowed_error >= 0:
+        raise ConfigError(f"--allowed-error {allowed_error:g}: expected seconds >= 0")
 
 
 @contextlib.contextmanager

@@ -191,22 +191,26 @@ def paired(runs: Mapping[str, Any]) -> list[str]:
 
 
 def risks(runs: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [
-            key.split("/")[1], str(r["groups"]), f"{100 * r['risk']:.1f} %", f"{100 * r['refused']:.0f} %",
-            f"{100 * r['saved']:.0f} %",
-        ]
-        for key, r in runs.items() if key.startswith("risk/")
-    ]  # fmt: skip
+    rows = []
+    for key, r in runs.items():
+        if key.startswith("risk/"):
+            judged = [("mAP", r), *([("mAP or boundaries", r["either"])] if "either" in r else [])]
+            rows += [
+                [
+                    key.split("/")[1], str(r["groups"]), by, f"{100 * j['risk']:.1f} %", f"{100 * j['refused']:.0f} %",
+                    f"{100 * j['saved']:.0f} %",
+                ]
+                for by, j in judged
+            ]  # fmt: skip
     if not rows:
         return []
     return [
         "## A dial with a promise", "",
         f"The largest threshold that, on one half of the test groups, harms at most {100 * risk.RISK:.0f} % of new groups (mAP "
-        f"more than {risk.ALLOWED:g} point below full depth) by conformal risk control; harmed: the share of the other half "
-        f"that it does harm, mean over {risk.SPLITS} random halves. Refused: halves too small, or too harmed, to promise it at "
+        f"more than {risk.ALLOWED:g} point below full depth; or that, or a boundary error more than a grid step above) by "
+        f"conformal risk control; harmed: the share of the other half that it does harm, mean over {risk.SPLITS} random halves. Refused: halves too small, or too harmed, to promise it at "
         "any threshold; these stay at full depth. Saved: of all multiply-adds of full depth.", "",
-        table(["data", "groups", "harmed", "refused", "saved"], rows), "",
+        table(["data", "groups", "judged by", "harmed", "refused", "saved"], rows), "",
     ]  # fmt: skip
 
 
