@@ -86,7 +86,7 @@ def measure(data: str, seed: int, root: Path, runs: Path) -> dict[str, Any]:
         evaluation = under(checkpoint, folder, found, None, threshold=threshold)
         parts.append(
             np.nan_to_num(best - by_group(evaluation.detections), nan=0.0, posinf=1e6)
-        )  # infinite at both: nothing lost
+        )  # infinite at both: nothing is lost
         gmac.append(evaluation.gmac)
     lost, less_exact = np.stack(parts, 1).transpose(2, 0, 1)  # [G, K] each
     step = seconds_per_step(config)
