@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.evidence.zoom import known_answer, real, report, variants
+from benchmarks.evidence.zoom import known_answer, real, report, risk, variants
 from benchmarks.planning import Store
 from tzn.data.synthetic import generate_synthetic
 
@@ -75,3 +75,20 @@ def test_changes_of_the_stream_are_laid_beside_the_plain_one(tmp_path, monkeypat
         assert f"| {name} | 1 |" in text
     plain = json.loads((tmp_path / "zoom.json").read_text())["runs"]["known/zoom/0"]["points"]
     assert variants.curve(plain).shape == (len(variants.SHARES) + 1,)
+
+
+def test_a_promise_is_judged_on_the_groups_that_did_not_choose(tmp_path):
+    harmed = np.zeros((20, 3), dtype=bool)
+    harmed[:, 2] = True
+    kept = risk.checked(harmed, np.array([0.8, 0.5, 0.2]), 1.0)
+    assert kept == {"risk": 0.0, "saved": 0.5, "refused": 0.0, "groups": 20}  # the largest that harms nobody
+    harmed[:5, 1] = True  # a quarter: on some halves few enough to be chosen, and then more on the other
+    some = risk.checked(harmed, np.array([0.8, 0.5, 0.2]), 1.0)
+    assert 0 < some["risk"] <= risk.RISK and 0.2 < some["saved"] < 0.5
+    harmed[:, 0] = True
+    assert risk.checked(harmed, np.array([0.8, 0.5, 0.2]), 1.0)["refused"] == 1
+    rows = [
+        line for line in report.risks({"risk/hapt/0": {**kept, "either": some}})[-2].splitlines() if "| hapt" in line
+    ]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [(c[2], c[5]) for c in cells] == [("mAP", "50 %"), ("mAP or boundaries", f"{100 * some['saved']:.0f} %")]

@@ -209,8 +209,8 @@ def risks(runs: Mapping[str, Any]) -> list[str]:
         f"The largest threshold that, on one half of the test groups, harms at most {100 * risk.RISK:.0f} % of new groups (mAP "
         f"more than {risk.ALLOWED:g} point below full depth; or that, or a boundary error more than a grid step above) by "
         f"conformal risk control; harmed: the share of the other half that it does harm, mean over {risk.SPLITS} random "
-        "halves. Refused: halves too small, or too harmed, to promise it at any threshold; these stay at full depth. Saved: of all "
-        "multiply-adds of full depth.", "",
+        "halves. Refused: halves too small, or too harmed, to promise it at any threshold; these stay at full depth. Saved: of "
+        "all multiply-adds of full depth.", "",
         table(["data", "groups", "judged by", "harmed", "refused", "saved"], rows), "",
     ]  # fmt: skip
 
