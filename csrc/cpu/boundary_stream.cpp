@@ -15,10 +15,13 @@ template <typename Scalar> int64_t run(const ExitTask<Scalar>& task, int64_t beg
   return running;
 }
 
-const float* steps_of(const std::optional<Tensor>& x, int64_t size, const char* name) {
-  if (!x) return nullptr;
-  check(x->numel() == size && x->scalar_type() == ScalarType::Float && x->is_contiguous(), name, "contiguous float32");
-  return data<const float>(*x);
+bool per_step(const Tensor& x, const Tensor& h, ScalarType dtype) {
+  return x.dim() == 2 && x.size(0) == h.size(0) && x.size(1) == h.size(1) && x.scalar_type() == dtype && x.is_contiguous();
+}
+
+const float* gates_of(const std::optional<Tensor>& x, const Tensor& h, const char* name) {
+  check(!x || per_step(*x, h, ScalarType::Float), name, "contiguous float32 [B, T]");
+  return pointer_or_null<float>(x);
 }
 
 // The last six arguments are a Dial.
@@ -38,7 +41,10 @@ int64_t read_exit(
       raw.dim() == 2 && raw.size(0) == rows && raw.size(1) == weight.size(0) && raw.scalar_type() == ScalarType::Float &&
           raw.is_contiguous(),
       "raw", "contiguous float32 [B T, 3 F]");
-  check(mask.numel() == rows && mask.scalar_type() == ScalarType::Bool && mask.is_contiguous(), "mask", "contiguous bool [B, T]");
+  check(per_step(mask, h, ScalarType::Bool), "mask", "contiguous bool [B, T]");
+  check(
+      !moved || (moved->dim() == 1 && moved->size(0) == batch && moved->scalar_type() == ScalarType::Float && moved->is_contiguous()),
+      "moved", "contiguous float32 [B]");
   const auto number = [](double x) { return static_cast<float>(x); };
   std::atomic<int64_t> running{0};
   of_dtype(h, "h", [&](auto tag) {
@@ -47,8 +53,8 @@ int64_t read_exit(
     const ExitTask<Scalar> task{
         pointer<const Scalar>(h), pointer<const F>(norm_weight), pointer<const F>(norm_bias), static_cast<F>(eps),
         pointer<const F>(weight), pointer<const F>(bias), width, weight.size(0), pointer<float>(raw), pointer<const bool>(mask),
-        steps_of(gate, rows, "gate"), const_cast<float*>(steps_of(next, rows, "next")), steps_of(moved, batch, "moved"),
-        steps, {number(least), number(settled), number(ramp), number(low), number(high), full}};
+        gates_of(gate, h, "gate"), const_cast<float*>(gates_of(next, h, "next")), pointer_or_null<float>(moved), steps,
+        {number(least), number(settled), number(ramp), number(low), number(high), full}};
     torch::stable::parallel_for(0, rows, EXIT_CHUNK, [&](int64_t begin, int64_t end) { running += run(task, begin, end); });
   });
   return running;

@@ -178,6 +178,55 @@ def _conv3(a: Arguments, out: Any, rng: Random) -> None:
     assert_near(out, wanted * keep, "out", size=100 * size)
 
 
+DIAL = ("least", "settled", "ramp", "low", "high")
+
+
+def _exit_arguments(rng: Random) -> Arguments:
+    dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+    batch, steps, width, columns = rng.size(4), rng.size(40), max(rng.size(40), 2), 3 * rng.size(4)
+    compute, vector = _accumulated(dtype), lambda n: rng.normal(n, dtype=_accumulated(dtype))
+    gate = rng.maybe(lambda: rng.uniform(batch, steps) * rng.mask(batch, steps))
+    return {
+        "h": rng.normal(batch, steps, width, dtype=dtype), "norm_weight": vector(width), "norm_bias": vector(width),
+        "eps": 1e-5, "weight": rng.normal(columns, width, dtype=compute), "bias": vector(columns),
+        "raw": rng.normal(batch * steps, columns), "mask": rng.mask(batch, steps), "gate": gate,
+        "next": rng.maybe(lambda: rng.normal(batch, steps)), "moved": rng.maybe(lambda: rng.normal(batch)),
+        "least": 0.05, "settled": 0.3, "ramp": 1.4, "low": 0.1, "high": 0.3, "full": rng.chance(0.2),
+    }  # fmt: skip
+
+
+def _read_exit(a: Arguments) -> Check:
+    before = a["raw"].clone() if isinstance(a["raw"], Tensor) else None
+    running = native("read_exit", a)
+
+    def check(rng: Random) -> None:
+        usual = [a[name] for name in DIAL] == [0.05, 0.3, 1.4, 0.1, 0.3] and a["eps"] == 1e-5
+        given = {name: x for name, x in a.items() if name not in ("raw", "next")}
+        if before is None or not usual or elsewhere(a) or not all_ordinary(before, given):
+            return
+        if not a["h"].numel() or not before.numel():
+            return
+        if not bool((double(a["h"]).std(-1, correction=0) > 0.1).all()):
+            return  # a row of equal numbers is divided by its rounding errors
+        norm = F.layer_norm(double(a["h"]), a["h"].shape[-1:], double(a["norm_weight"]), double(a["norm_bias"]), 1e-5)
+        read = F.linear(norm.flatten(0, 1), double(a["weight"]), double(a["bias"]))
+        size = float(F.linear(norm.flatten(0, 1).abs(), double(a["weight"]).abs()).sum(1).max() + 1)
+        gate = (a["mask"] if a["gate"] is None else a["gate"]).double()
+        raw = read if a["gate"] is None else double(before) + gate.flatten().unsqueeze(1) * read
+        assert_near(a["raw"], raw, "raw", size=100 * size)
+        if a["next"] is None:
+            assert running == 0
+            return
+        assert running == int((a["next"] != 0).sum())
+        _, spread, reach = raw.unflatten(0, a["mask"].shape).chunk(3, dim=-1)
+        moved = 0 if a["moved"] is None else double(a["moved"]).reshape(-1, 1, 1)
+        unsure = 0.5 + ((F.softplus(spread) + 0.05).log() - 0.3 + moved) / 1.4
+        both = ((reach.sigmoid() - 0.1) / 0.2).clamp(0, 1) * unsure.clamp(0, 1)
+        assert_near(a["next"], gate if a["full"] else gate * both.amax(-1), "next", size=300 * size)
+
+    return check
+
+
 RAW_ROWS: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], Check]]] = {
     "native.gather_layer_norm": (_norm_arguments, _gather_layer_norm),
     "native.gated_add_layer_norm": (_gated_norm_arguments, _gated_add_layer_norm),
@@ -185,5 +234,6 @@ RAW_ROWS: dict[str, tuple[Callable[[Random], Arguments], Callable[[Arguments], C
     "native.gated_scatter": (_scatter_arguments, _gated_scatter),
     "native.gate_backward": (_gate_backward_arguments, _gate_backward),
     "native.conv3": (_conv3_arguments, _conv3),
+    "native.read_exit": (_exit_arguments, _read_exit),
     "native.variable_depth_block": (whole_block_arguments, whole_block),
 }

@@ -31,7 +31,7 @@ RAW = [
     for name in (
         "active_tokens", "boundary_crossings", "conv3", "decode_segments", "gate_backward", "gated_add_layer_norm",
         "gated_scatter", "gather_layer_norm", "layer_norm_backward", "layout", "local_attention", "local_attention_backward",
-        "packed_local_attention", "packed_local_attention_backward", "plain_candidates", "select_candidates",
+        "packed_local_attention", "packed_local_attention_backward", "plain_candidates", "read_exit", "select_candidates",
         "suppress_groups", "suppress_recordings", "variable_depth_block", "vote_segments",
     )
 ]  # fmt: skip
