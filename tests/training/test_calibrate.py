@@ -31,7 +31,8 @@ from tzn.models.checkpoint import load_checkpoint, run_checkpoint
 from tzn.models.checkpoint_file import read_checkpoint, write_checkpoint
 from tzn.models.pretrained import RawSignal, load_pretrained, save_pretrained
 from tzn.training import train
-from tzn.training.calibrate import THRESHOLDS, calibrate, cross_coverage, joined, lag_products
+from tzn.training.calibrate import calibrate, cross_coverage, joined, lag_products
+from tzn.training.dial import THRESHOLDS
 
 EVEN, ODD = 'data.validation=["*[02468]"]', 'data.validation=["*[13579]"]'
 SETTINGS = (
