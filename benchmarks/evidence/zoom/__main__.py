@@ -25,7 +25,6 @@ from benchmarks.planning import Store
 
 FRONTS = ("hapt", "ludb", "gtea", "eye_lund2013")
 NETWORKS = ("zoom", "atr", "actionformer", "six", "zoom raw")
-ACTIONFORMER_WIDTHS = (32, 64, 96)
 
 
 def jobs(options: argparse.Namespace) -> list[real.Job]:
@@ -35,7 +34,7 @@ def jobs(options: argparse.Namespace) -> list[real.Job]:
             real.Job(d, network, seed, depth="random")
             for seed in options.seeds for d in sets or real.SETS for network in options.networks if network in ("zoom", "atr")
         ]  # fmt: skip
-    widths = {"actionformer": ACTIONFORMER_WIDTHS}
+    widths = {"actionformer": real.ACTIONFORMER_WIDTHS}
     return [
         real.Job(d, network, seed, width)
         for seed in options.seeds for d in sets or FRONTS for network in options.networks

@@ -24,6 +24,7 @@ from tzn.planning.plan import USED, Cost, Rules, make_plan
 
 SETS = ("hapt", "ludb", "gtea", "eye_lund2013", "sfinge3d", "sp_sw_har", "gesture_phase")
 STEPS, WIDTH, LAYERS = 400, 64, 4
+ACTIONFORMER_WIDTHS = (32, 64, 96)
 # Where the plan starts its pyramid at full rate, the zoomed network's coarse part still runs at a quarter of it.
 COARSEST_START = 4
 BUDGETS = (0.1, 0.25, 0.5)

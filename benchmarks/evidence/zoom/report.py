@@ -144,10 +144,11 @@ def fronts(runs: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-# The stream at half a step against what else there is: its own weights, and today's network.
+# The stream at half a step against what else there is: its own weights, today's network, and ActionFormer by width.
 AGAINST = (
-    ("zoom", "uniform 0"), ("zoom", "uniform 1"), ("zoom", f"uniform {real.LAYERS}"), ("zoom", "random 0.1"),
-    ("zoom", "random 0.25"), ("atr", "uniform 1"), ("atr", "as trained"),
+    ("zoom", real.WIDTH, "uniform 0"), ("zoom", real.WIDTH, "uniform 1"), ("zoom", real.WIDTH, f"uniform {real.LAYERS}"),
+    ("zoom", real.WIDTH, "random 0.1"), ("zoom", real.WIDTH, "random 0.25"), ("atr", real.WIDTH, "uniform 1"),
+    ("atr", real.WIDTH, "as trained"), *(("actionformer", width, "actionformer") for width in real.ACTIONFORMER_WIDTHS),
 )  # fmt: skip
 
 
@@ -160,15 +161,16 @@ def paired(runs: Mapping[str, Any]) -> list[str]:
     measures = (*(metric(name) for name in ("mAP 0.5:0.95", "@0.7", "@0.9")), error)
     rows = []
     for data in real.SETS:
-        found = {
-            (network, key.rpartition("/")[2], point["label"]): point
-            for network in ("zoom", "atr") for key in runs if key.rpartition("/")[0] == f"{data}/{network}/learned/{real.WIDTH}"
-            for point in runs[key]["points"]
+        ours = {
+            key.rpartition("/")[2]: point
+            for key in runs if key.startswith(f"{data}/zoom/learned/{real.WIDTH}/")
+            for point in runs[key]["points"] if point["label"] == "zoom 0.5"
         }  # fmt: skip
-        for network, label in AGAINST:
+        for network, width, label in AGAINST:
             pairs = [
-                (found["zoom", seed, "zoom 0.5"], other) for (kind, seed, name), other in found.items()
-                if (kind, name) == (network, label) and ("zoom", seed, "zoom 0.5") in found
+                (ours[key.rpartition("/")[2]], point)
+                for key in runs if key.startswith(f"{data}/{network}/learned/{width}/") and key.rpartition("/")[2] in ours
+                for point in runs[key]["points"] if point["label"] == label
             ]  # fmt: skip
             if len(pairs) < 2:
                 continue
@@ -180,7 +182,8 @@ def paired(runs: Mapping[str, Any]) -> list[str]:
                 low, middle, high = (f"{differences.mean() + x:+.{digits}f}" for x in (-reach, 0, reach))
                 said.append(f"{middle} ({low} to {high})")
             cost = [f"{fmean(pair[i]['gmac'] for pair in pairs):.3f}" for i in (0, 1)]
-            rows.append([data, f"{network}: {label}", str(len(pairs)), " / ".join(cost), *said])
+            name = f"ActionFormer, width {width}" if network == "actionformer" else f"{network}: {label}"
+            rows.append([data, name, str(len(pairs)), " / ".join(cost), *said])
     if not rows:
         return []
     return [
