@@ -112,11 +112,29 @@ def test_items_depend_on_seed_epoch_and_index_only(make):
 
 def test_loader_processes_see_the_same_data(make):
     data = make(max_length=60, noise=0.1)
-    data.channel_std = fit_standardisation(data)[1]
+    data.channel_stats = fit_standardisation(data)
     data.set_epoch(4)
     loaded = list(DataLoader(data, 1, num_workers=2, collate_fn=collate, multiprocessing_context="fork"))
     for i, batch in enumerate(loaded):
         assert torch.equal(batch.features[0], data[i].features)
+
+
+def test_a_gain_does_not_move_a_channel_that_lies_far_from_zero(make):
+    """Counts of a converter, a pressure: what changes is scaled, not what it is counted from."""
+    features = np.stack([np.linspace(-10, 10, 4000), np.linspace(-1, 1, 4000)], 1).astype(np.float32)
+    settings = {"gain": 0.3, "crop_ratio": None, "max_length": 5000}
+
+    def items(offset):
+        data = make(features=features + np.float32([0, offset]), **settings)
+        for epoch in range(5):
+            data.set_epoch(epoch)
+            yield data[0].features
+
+    plain, moved = list(items(0)), list(items(1000))
+    for one, other in zip(plain, moved, strict=True):
+        assert not torch.allclose(one[:, 1], torch.from_numpy(features[:, 1]), atol=0.01)
+        torch.testing.assert_close(other[:, 0], one[:, 0], rtol=0, atol=0)
+        torch.testing.assert_close(other[:, 1] - 1000, one[:, 1], rtol=0, atol=1e-3)
 
 
 def test_noise_and_gain_are_in_their_units(make):

@@ -154,6 +154,11 @@ def _single_class(recording: Recording) -> Recording:
     return dataclasses.replace(recording, labels=np.zeros_like(recording.labels))
 
 
+# A channel whose mean is so many standard deviations from zero has an offset (counts of a converter, kelvin, a position in a
+# room): a gain about zero would move it by as much as it ever moves.
+FAR = 5.0
+
+
 class RecordingDataset(Dataset[Example]):
     """Recordings with features and ground truth.
 
@@ -169,8 +174,8 @@ class RecordingDataset(Dataset[Example]):
         training: crop and augment, and keep only segments that the features show. Items are then the
             ``config.crops_per_epoch`` crops of an epoch, where that is set.
         seed: of crops and augmentation.
-        channel_std: ``[C]`` standard deviation of the features, the unit of ``data.noise``. None fits it when first
-            needed; set it before starting loader processes, else each of them fits it.
+        channel_stats: ``[C]`` mean and standard deviation of the features, which augmentation goes by. None fits them when
+            first needed; set them before starting loader processes, else each of them fits them.
 
     Raises:
         DataError: no recordings, missing feature files, unknown frame rate; at item access whatever
@@ -187,13 +192,13 @@ class RecordingDataset(Dataset[Example]):
         *,
         training: bool,
         seed: int = 0,
-        channel_std: np.ndarray | Tensor | None = None,
+        channel_stats: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.recordings = [_single_class(r) if config.single_class else r for r in recordings]
         self.features_dir, self.config, self.training, self.seed = features_dir, config, training, seed
         self._store = Store(features_dir, config)
         self.classes = class_names(annotations, config)
-        self.channel_std = channel_std
+        self.channel_stats = channel_stats
         self.epoch = 0
         self._cache: dict[int, Tensor] = {}
         self._stored_length: dict[int, int] = {}
@@ -293,15 +298,18 @@ class RecordingDataset(Dataset[Example]):
 
     def _perturbed(self, features: Tensor, rng: np.random.Generator) -> Tensor:
         c = self.config
+        if not (c.gain or c.noise):
+            return features
+        if self.channel_stats is None:
+            self.channel_stats = fit_standardisation(self)
+        mean, std = self.channel_stats
         if c.gain:
             gain = np.exp(c.gain * rng.standard_normal(features.shape[1] // c.samples_per_step)).astype(np.float32)
             gain = np.tile(gain, c.samples_per_step)
             gain[self._exact(features.shape[1])] = 1.0
-            features = features * torch.from_numpy(gain)
+            middle = torch.where(mean.abs() > FAR * std, mean, 0.0)
+            features = middle + (features - middle) * torch.from_numpy(gain)
         if c.noise:
-            if self.channel_std is None:
-                self.channel_std = fit_standardisation(self)[1]
-            std = torch.as_tensor(self.channel_std, dtype=torch.float32)
             noise = rng.standard_normal(features.shape, dtype=np.float32)
             noise[:, self._exact(features.shape[1])] = 0.0
             features = features + c.noise * std * torch.from_numpy(noise)

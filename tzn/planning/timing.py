@@ -40,7 +40,7 @@ def measure_cost(folder: Path, device: str = "cpu") -> Callable[[ExperimentConfi
             made = RecordingDataset(
                 annotations, recordings, features, config.data, config.stored_dim, training=True, seed=seed
             )
-            made.channel_std = fit_standardisation(made)[1]
+            made.channel_stats = fit_standardisation(made)
             kept[:] = [made]
         return kept[0]
 

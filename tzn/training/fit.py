@@ -255,7 +255,7 @@ def _attempt(
         say(start_from(config.training.start, module.model, train_set.classes).text())
     module.model.feature_mean.copy_(mean)
     module.model.feature_std.copy_(std)
-    train_set.channel_std = std
+    train_set.channel_stats = mean, std
     trainer = _trainer(config, out, validation_set is not None, *machine, stop)
     _check_batch(config, trainer.world_size)
     with _locked(out) if trainer.is_global_zero else contextlib.nullcontext():
