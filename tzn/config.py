@@ -60,8 +60,8 @@ class DataConfig(Checked):
         crop_ratio: random crops keep this share (low, high) of recordings not longer than ``max_length``.
         trunc_thresh: a cropped segment stays when at least this share of its length is inside.
         noise: standard deviation of Gaussian noise added to standardised features in training.
-        gain: standard deviation of a random per-channel log gain in training; about the mean of channels whose mean is more
-            than five standard deviations from zero.
+        gain: standard deviation of a random per-channel log gain in training, from no further than five standard deviations
+            from the channel's mean (from zero, where that is nearer).
         samples_per_step: consecutive samples that a step's features are, flattened sample by sample; gain and stretch then
             treat them as the signal that they are.
         stretch: recordings are resampled in time by a factor in ``[1/(1+stretch), 1+stretch]`` in training.

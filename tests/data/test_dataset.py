@@ -120,7 +120,7 @@ def test_loader_processes_see_the_same_data(make):
 
 
 def test_a_gain_does_not_move_a_channel_that_lies_far_from_zero(make):
-    """Counts of a converter, a pressure: what changes is scaled, not what it is counted from."""
+    """Counts of a converter, a pressure: scaled as one whose mean is five standard deviations from zero."""
     features = np.stack([np.linspace(-10, 10, 4000), np.linspace(-1, 1, 4000)], 1).astype(np.float32)
     settings = {"gain": 0.3, "crop_ratio": None, "max_length": 5000}
 
@@ -130,11 +130,12 @@ def test_a_gain_does_not_move_a_channel_that_lies_far_from_zero(make):
             data.set_epoch(epoch)
             yield data[0].features
 
-    plain, moved = list(items(0)), list(items(1000))
+    plain, moved = list(items(5 * features[:, 1].std())), list(items(1000))
+    offset = 1000 - 5 * features[:, 1].std()
     for one, other in zip(plain, moved, strict=True):
         assert not torch.allclose(one[:, 1], torch.from_numpy(features[:, 1]), atol=0.01)
         torch.testing.assert_close(other[:, 0], one[:, 0], rtol=0, atol=0)
-        torch.testing.assert_close(other[:, 1] - 1000, one[:, 1], rtol=0, atol=1e-3)
+        torch.testing.assert_close(other[:, 1] - offset, one[:, 1], rtol=0, atol=1e-3)
 
 
 def test_noise_and_gain_are_in_their_units(make):

@@ -154,8 +154,8 @@ def _single_class(recording: Recording) -> Recording:
     return dataclasses.replace(recording, labels=np.zeros_like(recording.labels))
 
 
-# A channel whose mean is so many standard deviations from zero has an offset (counts of a converter, kelvin, a position in a
-# room): a gain about zero would move it by as much as it ever moves.
+# A random gain takes a channel for one whose mean is no further than so many standard deviations from zero: what has an offset
+# (counts of a converter, kelvin, a position in a room) it would else move by as much as it ever moves.
 FAR = 5.0
 
 
@@ -307,7 +307,7 @@ class RecordingDataset(Dataset[Example]):
             gain = np.exp(c.gain * rng.standard_normal(features.shape[1] // c.samples_per_step)).astype(np.float32)
             gain = np.tile(gain, c.samples_per_step)
             gain[self._exact(features.shape[1])] = 1.0
-            middle = torch.where(mean.abs() > FAR * std, mean, 0.0)
+            middle = mean - torch.clamp(mean, -FAR * std, FAR * std)
             features = middle + (features - middle) * torch.from_numpy(gain)
         if c.noise:
             noise = rng.standard_normal(features.shape, dtype=np.float32)
