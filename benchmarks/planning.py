@@ -431,9 +431,14 @@ def _targets(runs: dict[str, Any]) -> str:
 
 
 def _rules_text(runs: dict[str, Any]) -> str:
-    def held_out_mAP(kind: str) -> dict[str, float]:
-        found = {d: _of(runs, "rules", d, kind) for d in SETS}
-        return {d: 100 * float(np.mean([r["validation_mAP"] for r in f])) for d, f in found.items() if f}
+    def held_out_mAP(kind: str) -> dict[str, dict[str, float]]:
+        """By set and seed."""
+        found: dict[str, dict[str, float]] = {}
+        for key, run in runs.items():
+            _, data, name, seed = key.split("/") if key.startswith("rules/") else ("",) * 4
+            if name == kind:
+                found.setdefault(data, {})[seed] = 100 * run["validation_mAP"]
+        return found
 
     rows, verdicts = [], []
     for first, families, name in (
@@ -443,12 +448,13 @@ def _rules_text(runs: dict[str, Any]) -> str:
         base = held_out_mAP(first)
         if not base:
             continue
-        rows.append([name, "", *_by_set(base, ".1f")])
+        rows.append([name, "", *_by_set({d: float(np.mean(list(of.values()))) for d, of in base.items()}, ".1f")])
         for family in families:
             gains: dict[str, dict[str, float]] = {}
             for candidate in list(CANDIDATES[family])[1:]:
                 found = held_out_mAP(f"{family}: {candidate}")
-                if by_set := {d: found[d] - base[d] for d in base if d in found}:
+                pairs = {d: [of[s] - base[d][s] for s in of if s in base[d]] for d, of in found.items() if d in base}
+                if by_set := {d: float(np.mean(of)) for d, of in pairs.items() if of}:
                     gains[candidate] = by_set
                     rows.append([family, candidate, *_by_set(by_set, "+.1f")])
             if gains:
@@ -457,8 +463,8 @@ def _rules_text(runs: dict[str, Any]) -> str:
         return ""
     return "\n\n".join([
         "## Rules, judged on held-out training recordings",
-        "mAP 0.3:0.7 of a quarter of the training groups, held out; candidates as differences in points to the first row above "
-        "them that has no candidate. Test recordings play no part. Sets without such channels have no row of them.",
+        "mAP 0.3:0.7 of a quarter of the training groups, held out; candidates as differences in points, on the same seeds, to "
+        "the first row above them that has no candidate. Test recordings play no part. Sets without such channels have no row.",
         table(["rule", "candidate", *SETS, "mean"], rows),
         "Leave one data set out: the candidate that is best on the others, and what it is worth on the one left out:",
         "\n".join(verdicts),
