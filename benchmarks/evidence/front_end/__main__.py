@@ -118,7 +118,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if "none" not in options.kinds:
         parser.error("--kinds: expected none among them, which the others are compared with")
-    sets = {name: compared(name, options) for name in options.sets}
+    kept = options.out / "front_end.json"  # rows of the other sets stay
+    before = json.loads(kept.read_text())["sets"] if kept.is_file() else {}
+    sets = before | {name: compared(name, options) for name in options.sets}
     write(options.out, "front_end", {"seeds": options.seeds, "sets": sets}, markdown(sets))
 
 
