@@ -60,9 +60,8 @@ VECTORS = tuple(
 )
 
 
-_PASSED: set[Any] = (
-    set()
-)  # what _check_weights looks at, of weights that were right: a tenth of a short recording's block
+# What _check_weights looks at, of weights that were right: looking again is a tenth of a short recording's block.
+_PASSED: set[Any] = set()
 
 
 def _check_weights(weights: BlockWeights, x: Tensor) -> None:

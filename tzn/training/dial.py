@@ -101,7 +101,7 @@ def choose_dial(
                 found, count = _found(model, dataset, inference, device)
             work[k] += count
             reports = (evaluate(of, found, checkpoint.classes, config.evaluation) for of in members.values())
-            scores.append([(100 * r.score.average_mAP, -_boundary_error(r)) for r in reports])
+            scores.append([(100 * r.score.average_mAP, -boundary_error(r)) for r in reports])
         of_all = np.array(scores).reshape(len(scores), -1, 2)  # [1 + K, G, 2]
         full_maps += of_all[0, :, 0].sum()
         maps += of_all[1:, :, 0].sum(1)
@@ -126,8 +126,8 @@ def choose_dial(
     )  # fmt: skip
 
 
-def _boundary_error(report: EvaluationReport) -> float:
-    """Seconds: the mean of the median errors of starts and ends."""
+def boundary_error(report: EvaluationReport) -> float:
+    """Seconds: the mean of the median errors of starts and ends; infinite where nothing right was found."""
     overall = report.errors["overall"]
     return float(np.mean([overall[side]["median"] for side in SIDES])) if overall["matched"] else math.inf
 

@@ -14,7 +14,6 @@ random halves of the test groups: one half calibrates, the other counts.
 from __future__ import annotations
 
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from benchmarks.planning import Store
 from tzn.calibration import controlled
 from tzn.config import ExperimentConfig
 from tzn.config_loading import config_from_dict
-from tzn.evaluation.report import EvaluationReport, evaluate
+from tzn.evaluation.report import evaluate
 from tzn.planning.groups import find_groups
+from tzn.training.dial import boundary_error
 
 SETS = ("ludb", "eye_lund2013", "hapt")
 GRID = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 1000.0)  # thresholds; at the last nothing is refined
@@ -78,15 +78,14 @@ def measure(data: str, seed: int, root: Path, runs: Path) -> dict[str, Any]:
     def by_group(detections: Any) -> np.ndarray:
         """Points of mAP, and minus seconds of boundary error, ``[G, 2]``."""
         reports = [evaluate(g, detections, checkpoint.classes, config.evaluation) for g in groups.values()]
-        return np.array([(100 * r.score.average_mAP, -error_of(r)) for r in reports])
+        return np.array([(100 * r.score.average_mAP, -boundary_error(r)) for r in reports])
 
     full = under(checkpoint, folder, found, [torch.ones_like(e.apart) for e in found])
     best, parts, gmac = by_group(full.detections), [], []
     for threshold in GRID:
         evaluation = under(checkpoint, folder, found, None, threshold=threshold)
-        parts.append(
-            np.nan_to_num(best - by_group(evaluation.detections), nan=0.0, posinf=1e6)
-        )  # infinite at both: nothing is lost
+        worse = best - by_group(evaluation.detections)
+        parts.append(np.nan_to_num(worse, nan=0.0, posinf=1e6))  # infinite at both: nothing is lost
         gmac.append(evaluation.gmac)
     lost, less_exact = np.stack(parts, 1).transpose(2, 0, 1)  # [G, K] each
     step = seconds_per_step(config)
@@ -95,11 +94,6 @@ def measure(data: str, seed: int, root: Path, runs: Path) -> dict[str, Any]:
         **judge(lost > ALLOWED), "either": judge((lost > ALLOWED) | (less_exact > step)), "step": step,
         "full_gmac": full.gmac, "gmac": gmac, "lost": lost.round(3).tolist(), "less_exact": less_exact.round(6).tolist(),
     }  # fmt: skip
-
-
-def error_of(report: EvaluationReport) -> float:
-    overall = report.errors["overall"]
-    return (overall["start"]["median"] + overall["end"]["median"]) / 2 if overall["matched"] else math.inf
 
 
 def seconds_per_step(config: ExperimentConfig) -> float:
